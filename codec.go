@@ -1,0 +1,461 @@
+package robust
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// The hand-written half of the codec: the envelope, Produce and Fetch, which are
+// nearly all of the traffic. Every decoder here gives up on anything unusual and
+// leaves it to encoding/json, so that the two never differ in what they accept;
+// fuzz tests hold them to that.
+
+// rawRequest is a request's envelope before it is understood.
+type rawRequest struct {
+	id           []byte
+	v1, v0       int // request_type, type
+	hasV1, hasV0 bool
+	payload      []byte
+}
+
+// scan reads the envelope; false leaves it to encoding/json.
+func (e *rawRequest) scan(frame []byte) bool {
+	s := scanner{b: frame}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "request_id":
+			e.id, ok = s.text()
+			return 1, ok
+		case "request_type":
+			e.hasV1 = true
+			return 2, s.int(&e.v1)
+		case "type":
+			e.hasV0 = true
+			return 4, s.int(&e.v0)
+		case "payload":
+			e.payload, ok = s.raw()
+			return 8, ok
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		*e = rawRequest{}
+		return false
+	}
+	return true
+}
+
+// rawResponse is a response's envelope before it is understood.
+type rawResponse struct {
+	id        []byte
+	success   bool
+	errText   string
+	errCode   string
+	retriable bool
+	payload   []byte
+}
+
+// scan reads the envelope; false leaves it to encoding/json.
+func (e *rawResponse) scan(frame []byte) bool {
+	s := scanner{b: frame}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "request_id":
+			e.id, ok = s.text()
+			return 1, ok
+		case "success":
+			return 2, s.bool(&e.success)
+		case "error":
+			return 4, s.str(&e.errText)
+		case "payload":
+			e.payload, ok = s.raw()
+			return 8, ok
+		case "error_code":
+			return 16, s.str(&e.errCode)
+		case "retriable":
+			return 32, s.bool(&e.retriable)
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		*e = rawResponse{}
+		return false
+	}
+	return true
+}
+
+// appendPayload appends v, one of the payload types of messages.go or nil, as JSON.
+func appendPayload(dst []byte, v any) ([]byte, error) {
+	switch v := v.(type) {
+	case nil:
+		return append(dst, "{}"...), nil
+	case *produceRequest:
+		return v.append(dst), nil
+	case *produceResponse:
+		return v.append(dst), nil
+	case *fetchRequest:
+		return v.append(dst), nil
+	case *fetchResponse:
+		return v.append(dst), nil
+	default:
+		b, err := json.Marshal(v)
+		if err != nil {
+			return dst, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+		}
+		return append(dst, b...), nil
+	}
+}
+
+// decodePayload reads JSON into v, one of the payload types of messages.go. Without
+// a payload v stays as it is.
+func decodePayload(b []byte, v any) error {
+	if len(b) == 0 {
+		return nil
+	}
+	var done bool
+	switch v := v.(type) {
+	case *produceRequest:
+		done = v.scan(b)
+	case *produceResponse:
+		done = v.scan(b)
+	case *fetchRequest:
+		done = v.scan(b)
+	case *fetchResponse:
+		done = v.scan(b)
+	}
+	if done {
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: payload: %w", ErrMalformed, err)
+	}
+	return nil
+}
+
+func (r *produceRequest) append(dst []byte) []byte {
+	dst = append(dst, `{"topic":`...)
+	dst = appendString(dst, r.Topic)
+	dst = append(dst, `,"partition":`...)
+	dst = strconv.AppendInt(dst, int64(r.Partition), 10)
+	dst = append(dst, `,"key":`...)
+	dst = appendBytes(dst, r.Key)
+	dst = append(dst, `,"value":`...)
+	dst = appendBytes(dst, r.Value)
+	dst = appendHeaders(dst, r.Headers)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, r.Timestamp, 10)
+	if r.ID != "" {
+		dst = append(dst, `,"id":`...)
+		dst = appendString(dst, r.ID)
+	}
+	return append(dst, '}')
+}
+
+func (r *produceRequest) scan(b []byte) bool {
+	var v produceRequest
+	arena := make([]byte, 0, len(b)*3/4)
+	s := scanner{b: b}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "topic":
+			return 1, s.str(&v.Topic)
+		case "partition":
+			return 2, s.int32(&v.Partition)
+		case "key":
+			v.Key, ok = s.base64(&arena)
+			return 4, ok
+		case "value":
+			v.Value, ok = s.base64(&arena)
+			return 8, ok
+		case "headers":
+			return 16, s.stringMap(&v.Headers)
+		case "timestamp":
+			return 32, s.int64(&v.Timestamp)
+		case "id":
+			return 64, s.str(&v.ID)
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		return false
+	}
+	*r = v
+	return true
+}
+
+func (r *produceResponse) append(dst []byte) []byte {
+	dst = append(dst, `{"topic":`...)
+	dst = appendString(dst, r.Topic)
+	dst = append(dst, `,"partition":`...)
+	dst = strconv.AppendInt(dst, int64(r.Partition), 10)
+	dst = append(dst, `,"offset":`...)
+	dst = strconv.AppendInt(dst, r.Offset, 10)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, r.Timestamp, 10)
+	dst = appendRefusal(dst, &r.answer)
+	return append(dst, '}')
+}
+
+func (r *produceResponse) scan(b []byte) bool {
+	var v produceResponse
+	s := scanner{b: b}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "topic":
+			return 1, s.str(&v.Topic)
+		case "partition":
+			return 2, s.int32(&v.Partition)
+		case "offset":
+			return 4, s.int64(&v.Offset)
+		case "timestamp":
+			return 8, s.int64(&v.Timestamp)
+		case "error":
+			return 16, s.str(&v.Error)
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		return false
+	}
+	*r = v
+	return true
+}
+
+func (r *fetchRequest) append(dst []byte) []byte {
+	dst = append(dst, `{"topic":`...)
+	dst = appendString(dst, r.Topic)
+	dst = append(dst, `,"partition":`...)
+	dst = strconv.AppendInt(dst, int64(r.Partition), 10)
+	dst = append(dst, `,"offset":`...)
+	dst = strconv.AppendInt(dst, r.Offset, 10)
+	dst = append(dst, `,"max_bytes":`...)
+	dst = strconv.AppendInt(dst, int64(r.MaxBytes), 10)
+	dst = append(dst, `,"max_messages":`...)
+	dst = strconv.AppendInt(dst, int64(r.MaxMessages), 10)
+	if r.MinBytes != 0 {
+		dst = append(dst, `,"min_bytes":`...)
+		dst = strconv.AppendInt(dst, int64(r.MinBytes), 10)
+	}
+	if r.MaxWaitMs != 0 {
+		dst = append(dst, `,"max_wait_ms":`...)
+		dst = strconv.AppendInt(dst, r.MaxWaitMs, 10)
+	}
+	return append(dst, '}')
+}
+
+func (r *fetchRequest) scan(b []byte) bool {
+	var v fetchRequest
+	s := scanner{b: b}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "topic":
+			return 1, s.str(&v.Topic)
+		case "partition":
+			return 2, s.int32(&v.Partition)
+		case "offset":
+			return 4, s.int64(&v.Offset)
+		case "max_bytes":
+			return 8, s.int(&v.MaxBytes)
+		case "max_messages":
+			return 16, s.int(&v.MaxMessages)
+		case "min_bytes":
+			return 32, s.int(&v.MinBytes)
+		case "max_wait_ms":
+			return 64, s.int64(&v.MaxWaitMs)
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		return false
+	}
+	*r = v
+	return true
+}
+
+func (r *fetchResponse) append(dst []byte) []byte {
+	dst = append(dst, `{"topic":`...)
+	dst = appendString(dst, r.Topic)
+	dst = append(dst, `,"partition":`...)
+	dst = strconv.AppendInt(dst, int64(r.Partition), 10)
+	dst = append(dst, `,"messages":[`...)
+	for i, m := range r.Messages {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendMessage(dst, m)
+	}
+	dst = append(dst, `],"high_water_mark":`...)
+	dst = strconv.AppendInt(dst, r.HighWaterMark, 10)
+	dst = append(dst, `,"log_start_offset":`...)
+	dst = strconv.AppendInt(dst, r.LogStartOffset, 10)
+	dst = appendRefusal(dst, &r.answer)
+	return append(dst, '}')
+}
+
+// appendMessage appends a message as it stands in a fetch.
+func appendMessage(dst []byte, m *Message) []byte {
+	dst = append(dst, `{"id":`...)
+	dst = appendString(dst, m.ID)
+	dst = append(dst, `,"topic":`...)
+	dst = appendString(dst, m.Topic)
+	dst = append(dst, `,"partition":`...)
+	dst = strconv.AppendInt(dst, int64(m.Partition), 10)
+	dst = append(dst, `,"key":`...)
+	dst = appendBytes(dst, m.Key)
+	dst = append(dst, `,"value":`...)
+	dst = appendBytes(dst, m.Value)
+	dst = appendHeaders(dst, m.Headers)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, m.Timestamp, 10)
+	dst = append(dst, `,"offset":`...)
+	dst = strconv.AppendInt(dst, m.Offset, 10)
+	return append(dst, '}')
+}
+
+func (r *fetchResponse) scan(b []byte) bool {
+	v := fetchResponse{HighWaterMark: r.HighWaterMark, LogStartOffset: r.LogStartOffset}
+	s := scanner{b: b}
+	ok := s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "topic":
+			return 1, s.str(&v.Topic)
+		case "partition":
+			return 2, s.int32(&v.Partition)
+		case "messages":
+			v.Messages, ok = s.messages()
+			return 4, ok
+		case "high_water_mark":
+			return 8, s.int64(&v.HighWaterMark)
+		case "log_start_offset":
+			return 16, s.int64(&v.LogStartOffset)
+		case "error":
+			return 32, s.str(&v.Error)
+		default:
+			return 0, false
+		}
+	})
+	if !ok || !s.end() {
+		return false
+	}
+	*r = v
+	return true
+}
+
+// messages reads the array of a fetch. The messages come in slabs, and their keys
+// and values share one block, so that a fetch costs few allocations.
+func (s *scanner) messages() ([]*Message, bool) {
+	if s.next() == 'n' {
+		return nil, s.null()
+	}
+	if !s.eat('[') {
+		return nil, false
+	}
+	list := []*Message{}
+	if s.eat(']') {
+		return list, true
+	}
+	const maxSlab = 64
+	var slab []Message
+	var topic string
+	arena := make([]byte, 0, (len(s.b)-s.i)*5/8)
+	for {
+		if len(slab) == 0 {
+			slab = make([]Message, min(maxSlab, len(list)+1))
+		}
+		m := &slab[0]
+		slab = slab[1:]
+		m.Topic = topic
+		if !s.message(m, &arena) {
+			return nil, false
+		}
+		topic = m.Topic
+		list = append(list, m)
+		if s.eat(',') {
+			continue
+		}
+		return list, s.eat(']')
+	}
+}
+
+// message reads one message of a fetch. If m has a topic already and the text says
+// the same, m keeps the string that it has.
+func (s *scanner) message(m *Message, arena *[]byte) bool {
+	previous := m.Topic
+	m.Topic = ""
+	return s.next() == '{' && s.object(func(key []byte) (bit uint, ok bool) {
+		switch string(key) {
+		case "id":
+			return 1, s.str(&m.ID)
+		case "topic":
+			t, ok := s.text()
+			if ok && string(t) == previous {
+				m.Topic = previous
+			} else {
+				m.Topic = string(t)
+			}
+			return 2, ok
+		case "partition":
+			return 4, s.int32(&m.Partition)
+		case "key":
+			m.Key, ok = s.base64(arena)
+			return 8, ok
+		case "value":
+			m.Value, ok = s.base64(arena)
+			return 16, ok
+		case "headers":
+			return 32, s.stringMap(&m.Headers)
+		case "timestamp":
+			return 64, s.int64(&m.Timestamp)
+		case "offset":
+			return 128, s.int64(&m.Offset)
+		default:
+			return 0, false
+		}
+	})
+}
+
+// appendHeaders appends headers in the order of their keys, nothing if there are
+// none.
+func appendHeaders(dst []byte, headers map[string]string) []byte {
+	if len(headers) == 0 {
+		return dst
+	}
+	dst = append(dst, `,"headers":{`...)
+	if len(headers) == 1 {
+		for k, v := range headers {
+			dst = appendString(dst, k)
+			dst = append(dst, ':')
+			dst = appendString(dst, v)
+		}
+		return append(dst, '}')
+	}
+	keys := make([]string, 0, 8)
+	for k := range headers {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for i, k := range keys {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, k)
+		dst = append(dst, ':')
+		dst = appendString(dst, headers[k])
+	}
+	return append(dst, '}')
+}
+
+func appendRefusal(dst []byte, a *answer) []byte {
+	if a.Error == "" {
+		return dst
+	}
+	dst = append(dst, `,"error":`...)
+	return appendString(dst, a.Error)
+}

@@ -1,0 +1,328 @@
+package robust
+
+// The payloads of the requests, in the order of docs/protocol.md. Fields that the
+// protocol marks as optional additions are left out when they say nothing, so
+// that peers without them see what they know.
+
+// answer is what every response payload may carry: the refusal's text, which the
+// envelope has too, since published peers look at either.
+type answer struct {
+	Error string `json:"error,omitempty"`
+}
+
+func (a *answer) refusal() string     { return a.Error }
+func (a *answer) setRefusal(s string) { a.Error = s }
+
+// request is a request's payload; it knows its own number.
+type request interface{ kind() requestType }
+
+// response is a response's payload.
+type response interface {
+	refusal() string
+	setRefusal(text string)
+}
+
+type produceRequest struct {
+	Topic     string            `json:"topic"`
+	Partition int32             `json:"partition"`
+	Key       []byte            `json:"key"`
+	Value     []byte            `json:"value"`
+	Headers   map[string]string `json:"headers,omitempty"`
+	Timestamp int64             `json:"timestamp"`
+	ID        string            `json:"id,omitempty"`
+}
+
+type produceResponse struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+	Timestamp int64  `json:"timestamp"`
+	answer
+}
+
+type fetchRequest struct {
+	Topic       string `json:"topic"`
+	Partition   int32  `json:"partition"`
+	Offset      int64  `json:"offset"`
+	MaxBytes    int    `json:"max_bytes"`
+	MaxMessages int    `json:"max_messages"`
+	MinBytes    int    `json:"min_bytes,omitempty"`
+	MaxWaitMs   int64  `json:"max_wait_ms,omitempty"`
+}
+
+// fetchResponse carries HighWaterMark and LogStartOffset as -1 from brokers that
+// do not send them; see newFetchResponse.
+type fetchResponse struct {
+	Topic          string     `json:"topic"`
+	Partition      int32      `json:"partition"`
+	Messages       []*Message `json:"messages"`
+	HighWaterMark  int64      `json:"high_water_mark"`
+	LogStartOffset int64      `json:"log_start_offset"`
+	answer
+}
+
+func newFetchResponse() *fetchResponse {
+	return &fetchResponse{HighWaterMark: -1, LogStartOffset: -1}
+}
+
+type createTopicRequest struct {
+	Name       string            `json:"name"`
+	Partitions int32             `json:"partitions"`
+	Config     map[string]string `json:"config,omitempty"`
+}
+
+type createTopicResponse struct {
+	Name string `json:"name"`
+	answer
+}
+
+type deleteTopicRequest struct {
+	Name string `json:"name"`
+}
+
+type deleteTopicResponse struct {
+	Name string `json:"name"`
+	answer
+}
+
+type listTopicsRequest struct{}
+
+type listTopicsResponse struct {
+	Topics []string `json:"topics"`
+	answer
+}
+
+type metadataRequest struct {
+	Topics []string `json:"topics,omitempty"`
+	// AutoCreate asks a broker that creates topics by itself to do so for Topics.
+	// A producer sets it; somebody who only looks does not.
+	AutoCreate bool `json:"auto_create,omitempty"`
+}
+
+type metadataResponse struct {
+	Topics []topicMetadata `json:"topics"`
+	answer
+}
+
+type topicMetadata struct {
+	Name       string              `json:"name"`
+	Partitions []partitionMetadata `json:"partitions"`
+	Config     map[string]string   `json:"config,omitempty"`
+}
+
+type partitionMetadata struct {
+	ID       int32    `json:"id"`
+	Leader   string   `json:"leader"`
+	Replicas []string `json:"replicas,omitempty"`
+}
+
+type joinGroupRequest struct {
+	GroupID  string   `json:"group_id"`
+	MemberID string   `json:"member_id"`
+	ClientID string   `json:"client_id"`
+	Topics   []string `json:"topics"`
+	Host     string   `json:"host,omitempty"`
+}
+
+type joinGroupResponse struct {
+	GroupID    string  `json:"group_id"`
+	MemberID   string  `json:"member_id"`
+	Generation int64   `json:"generation"`
+	Partitions []int32 `json:"partitions"`
+	answer
+}
+
+type leaveGroupRequest struct {
+	GroupID  string `json:"group_id"`
+	MemberID string `json:"member_id"`
+}
+
+type leaveGroupResponse struct {
+	answer
+}
+
+type syncGroupRequest struct {
+	GroupID    string `json:"group_id"`
+	MemberID   string `json:"member_id"`
+	Generation int64  `json:"generation"`
+}
+
+type syncGroupResponse struct {
+	Assignment map[string][]int32 `json:"assignment"`
+	answer
+}
+
+type commitOffsetRequest struct {
+	GroupID   string `json:"group_id"`
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+	Metadata  string `json:"metadata,omitempty"`
+}
+
+type commitOffsetResponse struct {
+	answer
+}
+
+type fetchOffsetRequest struct {
+	GroupID   string `json:"group_id"`
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+}
+
+type fetchOffsetResponse struct {
+	Offset   int64  `json:"offset"`
+	Metadata string `json:"metadata,omitempty"`
+	answer
+}
+
+type listGroupsRequest struct{}
+
+type listGroupsResponse struct {
+	Groups []groupMetadata `json:"groups"`
+	answer
+}
+
+type groupMetadata struct {
+	GroupID    string   `json:"group_id"`
+	State      string   `json:"state"`
+	Generation int64    `json:"generation"`
+	Members    []string `json:"members"`
+}
+
+type clusterInfoRequest struct{}
+
+type clusterInfoResponse struct {
+	ClusterID string     `json:"cluster_id"`
+	Nodes     []nodeInfo `json:"nodes"`
+	// NodeID is the node that answers, so that a client knows under which of its
+	// addresses a partition's leader can be reached.
+	NodeID   string      `json:"node_id,omitempty"`
+	Protocol string      `json:"protocol,omitempty"`
+	Features []string    `json:"features,omitempty"`
+	Limits   *wireLimits `json:"limits,omitempty"`
+	answer
+}
+
+type nodeInfo struct {
+	ID   string `json:"id"`
+	Addr string `json:"addr"`
+}
+
+// wireLimits is what a broker takes at most.
+type wireLimits struct {
+	MaxFrameBytes int `json:"max_frame_bytes,omitempty"`
+}
+
+// Features that a broker lists in ClusterInfo.
+const (
+	featureLongPoll      = "long_poll"      // min_bytes, max_wait_ms, high_water_mark, log_start_offset
+	featureListOffsets   = "list_offsets"   // request 102
+	featureAlterTopic    = "alter_topic"    // request 106
+	featureDeleteRecords = "delete_records" // request 107
+)
+
+type nodeJoinRequest struct {
+	NodeID string `json:"node_id"`
+	Addr   string `json:"addr"`
+}
+
+type nodeJoinResponse struct {
+	answer
+}
+
+type nodeLeaveRequest struct {
+	NodeID string `json:"node_id"`
+}
+
+type nodeLeaveResponse struct {
+	answer
+}
+
+type rebalanceRequest struct {
+	GroupID string `json:"group_id,omitempty"`
+}
+
+type rebalanceResponse struct {
+	answer
+}
+
+type heartbeatRequest struct {
+	GroupID    string `json:"group_id"`
+	MemberID   string `json:"member_id"`
+	Generation int64  `json:"generation"`
+}
+
+type heartbeatResponse struct {
+	Rebalance  bool  `json:"rebalance"`
+	Generation int64 `json:"generation"`
+	answer
+}
+
+// listOffsetsRequest asks, for each partition of a topic, for the offset of the
+// first message at or after Timestamp (Unix milliseconds), or the high-water mark
+// where there is none; OffsetNewest and OffsetOldest as Timestamp ask for the ends.
+type listOffsetsRequest struct {
+	Topic      string  `json:"topic"`
+	Partitions []int32 `json:"partitions,omitempty"` // none: all
+	Timestamp  int64   `json:"timestamp"`
+}
+
+type listOffsetsResponse struct {
+	Topic   string            `json:"topic"`
+	Offsets []partitionOffset `json:"offsets"`
+	answer
+}
+
+type partitionOffset struct {
+	Partition int32 `json:"partition"`
+	Offset    int64 `json:"offset"`
+}
+
+// alterTopicRequest changes what it names: Partitions, unless 0, and the keys of
+// Config; an empty value puts a key back to its default.
+type alterTopicRequest struct {
+	Name       string            `json:"name"`
+	Partitions int32             `json:"partitions,omitempty"`
+	Config     map[string]string `json:"config,omitempty"`
+}
+
+type alterTopicResponse struct {
+	Name string `json:"name"`
+	answer
+}
+
+// deleteRecordsRequest removes what is below Offset; OffsetNewest removes all.
+type deleteRecordsRequest struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+}
+
+type deleteRecordsResponse struct {
+	Topic          string `json:"topic"`
+	Partition      int32  `json:"partition"`
+	LogStartOffset int64  `json:"log_start_offset"`
+	answer
+}
+
+func (*produceRequest) kind() requestType       { return requestProduce }
+func (*fetchRequest) kind() requestType         { return requestFetch }
+func (*createTopicRequest) kind() requestType   { return requestCreateTopic }
+func (*deleteTopicRequest) kind() requestType   { return requestDeleteTopic }
+func (*listTopicsRequest) kind() requestType    { return requestListTopics }
+func (*metadataRequest) kind() requestType      { return requestMetadata }
+func (*joinGroupRequest) kind() requestType     { return requestJoinGroup }
+func (*leaveGroupRequest) kind() requestType    { return requestLeaveGroup }
+func (*syncGroupRequest) kind() requestType     { return requestSyncGroup }
+func (*commitOffsetRequest) kind() requestType  { return requestCommitOffset }
+func (*fetchOffsetRequest) kind() requestType   { return requestFetchOffset }
+func (*listGroupsRequest) kind() requestType    { return requestListGroups }
+func (*clusterInfoRequest) kind() requestType   { return requestClusterInfo }
+func (*nodeJoinRequest) kind() requestType      { return requestNodeJoin }
+func (*nodeLeaveRequest) kind() requestType     { return requestNodeLeave }
+func (*rebalanceRequest) kind() requestType     { return requestRebalance }
+func (*heartbeatRequest) kind() requestType     { return requestHeartbeat }
+func (*listOffsetsRequest) kind() requestType   { return requestListOffsets }
+func (*alterTopicRequest) kind() requestType    { return requestAlterTopic }
+func (*deleteRecordsRequest) kind() requestType { return requestDeleteRecords }

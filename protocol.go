@@ -1,0 +1,391 @@
+package robust
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strconv"
+)
+
+// requestType numbers the requests as the specification documents them (v1).
+// docs/protocol.md has the table; v0 peers count differently from 6 on.
+type requestType int
+
+const (
+	requestProduce      requestType = 0
+	requestFetch        requestType = 1
+	requestCreateTopic  requestType = 2
+	requestDeleteTopic  requestType = 3
+	requestListTopics   requestType = 4
+	requestMetadata     requestType = 5
+	requestJoinGroup    requestType = 6
+	requestLeaveGroup   requestType = 7
+	requestSyncGroup    requestType = 8
+	requestCommitOffset requestType = 9
+	requestFetchOffset  requestType = 10
+	requestListGroups   requestType = 11
+	requestClusterInfo  requestType = 12
+	requestNodeJoin     requestType = 13
+	requestNodeLeave    requestType = 14
+	requestRebalance    requestType = 15
+	requestHeartbeat    requestType = 16
+
+	// Extensions start at 100, so that they collide with nothing published. A
+	// broker announces them in its ClusterInfo answer.
+	requestListOffsets   requestType = 102
+	requestAlterTopic    requestType = 106
+	requestDeleteRecords requestType = 107
+
+	requestUnknown requestType = -1
+)
+
+// requestNames are what errors and logs call the requests.
+func (t requestType) String() string {
+	switch t {
+	case requestProduce:
+		return "Produce"
+	case requestFetch:
+		return "Fetch"
+	case requestCreateTopic:
+		return "CreateTopic"
+	case requestDeleteTopic:
+		return "DeleteTopic"
+	case requestListTopics:
+		return "ListTopics"
+	case requestMetadata:
+		return "Metadata"
+	case requestJoinGroup:
+		return "JoinGroup"
+	case requestLeaveGroup:
+		return "LeaveGroup"
+	case requestSyncGroup:
+		return "SyncGroup"
+	case requestCommitOffset:
+		return "CommitOffset"
+	case requestFetchOffset:
+		return "FetchOffset"
+	case requestListGroups:
+		return "ListGroups"
+	case requestClusterInfo:
+		return "ClusterInfo"
+	case requestNodeJoin:
+		return "NodeJoin"
+	case requestNodeLeave:
+		return "NodeLeave"
+	case requestRebalance:
+		return "Rebalance"
+	case requestHeartbeat:
+		return "Heartbeat"
+	case requestListOffsets:
+		return "ListOffsets"
+	case requestAlterTopic:
+		return "AlterTopic"
+	case requestDeleteRecords:
+		return "DeleteRecords"
+	case requestUnknown:
+		return "Unknown"
+	default:
+		return "Request" + strconv.Itoa(int(t))
+	}
+}
+
+// v0Number returns the number that v0 peers know t by; ok is false for requests
+// that v0 does not have.
+func (t requestType) v0Number() (n int, ok bool) {
+	switch {
+	case t >= requestProduce && t <= requestMetadata, t >= 100:
+		return int(t), true
+	case t == requestHeartbeat:
+		return 6, true
+	case t >= requestJoinGroup && t <= requestClusterInfo:
+		return int(t) + 1, true
+	default:
+		return 0, false
+	}
+}
+
+// fromV0Number is the inverse of v0Number.
+func fromV0Number(n int) requestType {
+	switch {
+	case n >= 0 && n <= int(requestMetadata), n >= 100:
+		return requestType(n)
+	case n == 6:
+		return requestHeartbeat
+	case n >= 7 && n <= 13:
+		return requestType(n - 1)
+	default:
+		return requestUnknown
+	}
+}
+
+// fromV1Number gives requestUnknown for what is not a number of v1's.
+func fromV1Number(n int) requestType {
+	if n >= int(requestProduce) && n <= int(requestHeartbeat) || n >= 100 {
+		return requestType(n)
+	}
+	return requestUnknown
+}
+
+// Protocol is a published form of the wire protocol; see docs/protocol.md.
+type Protocol uint8
+
+const (
+	// ProtocolAuto finds out at connect what a broker speaks.
+	ProtocolAuto Protocol = iota
+	// ProtocolV1 is the documented form: payloads are JSON objects.
+	ProtocolV1
+	// ProtocolV0 is the form of the first shipped brokers and clients: payloads
+	// are base64 text, and the requests are numbered differently.
+	ProtocolV0
+)
+
+func (p Protocol) String() string {
+	switch p {
+	case ProtocolAuto:
+		return "auto"
+	case ProtocolV1:
+		return "v1"
+	case ProtocolV0:
+		return "v0"
+	default:
+		return "Protocol(" + strconv.Itoa(int(p)) + ")"
+	}
+}
+
+// Limits of what is read from a peer.
+const (
+	defaultMaxFrameBytes = 16 << 20
+	minMaxFrameBytes     = 4 << 10
+	// maxNesting is how deep objects and arrays of a frame may stand in one
+	// another. The deepest published payload has five levels.
+	maxNesting = 64
+)
+
+// wireRequest is a request's envelope as a broker reads it.
+type wireRequest struct {
+	id      string      // request_id
+	kind    requestType // in v1's numbering; requestUnknown if the number is not
+	number  int         // as sent
+	form    Protocol    // the payload's form, in which the answer goes out
+	payload []byte      // JSON text, or nothing; aliases the frame or scratch
+
+	scratch []byte // decoded base64; kept for reuse
+}
+
+// wireResponse is a response's envelope as a client reads it.
+type wireResponse struct {
+	id        []byte // request_id; aliases the frame, or a copy
+	success   bool
+	errText   string
+	errCode   errorCode
+	retriable bool
+	form      Protocol // how the payload came
+	payload   []byte   // JSON text, or nothing; aliases the frame or scratch
+
+	scratch []byte
+}
+
+// stdRequest and stdResponse are the envelopes for encoding/json, which reads
+// whatever the hand-written scanner leaves alone.
+type stdRequest struct {
+	RequestID   string          `json:"request_id"`
+	RequestType *int            `json:"request_type"`
+	Type        *int            `json:"type"`
+	Payload     json.RawMessage `json:"payload"`
+}
+
+type stdResponse struct {
+	RequestID string          `json:"request_id"`
+	Success   bool            `json:"success"`
+	Error     string          `json:"error"`
+	ErrorCode errorCode       `json:"error_code"`
+	Retriable bool            `json:"retriable"`
+	Payload   json.RawMessage `json:"payload"`
+}
+
+// decode reads the envelope in frame, of which r then holds parts. The payload
+// is not looked into: whoever decodes it finds out whether it is JSON.
+func (r *wireRequest) decode(frame []byte) error {
+	var e rawRequest
+	if !e.scan(frame) {
+		var std stdRequest
+		if err := json.Unmarshal(frame, &std); err != nil {
+			return fmt.Errorf("%w: request: %w", ErrMalformed, err)
+		}
+		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload}
+		if std.RequestType != nil {
+			e.v1, e.hasV1 = *std.RequestType, true
+		}
+		if std.Type != nil {
+			e.v0, e.hasV0 = *std.Type, true
+		}
+	}
+	r.id = string(e.id)
+	text := len(e.payload) > 0 && e.payload[0] == '"'
+	switch {
+	case e.hasV1:
+		r.number, r.kind, r.form = e.v1, fromV1Number(e.v1), ProtocolV1
+	case e.hasV0:
+		r.number, r.kind, r.form = e.v0, fromV0Number(e.v0), ProtocolV0
+	case text:
+		r.number, r.kind, r.form = 0, requestProduce, ProtocolV0
+	default:
+		r.number, r.kind, r.form = 0, requestProduce, ProtocolV1
+	}
+	var err error
+	r.payload, r.scratch, err = plainPayload(e.payload, r.scratch)
+	if err != nil {
+		return fmt.Errorf("%w: request payload: %w", ErrMalformed, err)
+	}
+	switch {
+	case text:
+		r.form = ProtocolV0
+	case len(r.payload) > 0:
+		r.form = ProtocolV1
+	}
+	return nil
+}
+
+// decode reads the envelope in frame, of which r then holds parts.
+func (r *wireResponse) decode(frame []byte) error {
+	var e rawResponse
+	if !e.scan(frame) {
+		var std stdResponse
+		if err := json.Unmarshal(frame, &std); err != nil {
+			return fmt.Errorf("%w: response: %w", ErrMalformed, err)
+		}
+		e = rawResponse{
+			id: []byte(std.RequestID), success: std.Success, errText: std.Error,
+			errCode: string(std.ErrorCode), retriable: std.Retriable, payload: std.Payload,
+		}
+	}
+	r.id, r.success, r.errText, r.errCode, r.retriable = e.id, e.success, e.errText, errorCode(e.errCode), e.retriable
+	r.form = ProtocolV1
+	if len(e.payload) > 0 && e.payload[0] == '"' {
+		r.form = ProtocolV0
+	}
+	var err error
+	r.payload, r.scratch, err = plainPayload(e.payload, r.scratch)
+	if err != nil {
+		return fmt.Errorf("%w: response payload: %w", ErrMalformed, err)
+	}
+	return nil
+}
+
+// plainPayload returns the JSON text of a payload in either form: raw itself, or
+// what the base64 in it says, decoded into scratch. Null and "" are nothing.
+func plainPayload(raw, scratch []byte) (payload, newScratch []byte, err error) {
+	switch {
+	case len(raw) == 0 || bytes.Equal(raw, jsonNull):
+		return nil, scratch, nil
+	case raw[0] != '"':
+		return raw, scratch, nil
+	}
+	text := raw[1 : len(raw)-1]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		var s string
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return nil, scratch, err
+		}
+		text = []byte(s)
+	}
+	n := base64.StdEncoding.DecodedLen(len(text))
+	if cap(scratch) < n {
+		scratch = make([]byte, n)
+	}
+	scratch = scratch[:cap(scratch)]
+	n, err = base64.StdEncoding.Decode(scratch, text)
+	if err != nil {
+		return nil, scratch, err
+	}
+	if bytes.Equal(bytes.TrimSpace(scratch[:n]), jsonNull) {
+		n = 0
+	}
+	return scratch[:n], scratch, nil
+}
+
+// appendRequest appends the frame of one request, its line end included.
+func appendRequest(dst []byte, form Protocol, id string, kind requestType, payload any) ([]byte, error) {
+	var err error
+	if form != ProtocolV0 {
+		dst = append(dst, `{"request_id":"`...)
+		dst = append(dst, id...)
+		dst = append(dst, `","request_type":`...)
+		dst = strconv.AppendInt(dst, int64(kind), 10)
+		dst = append(dst, `,"payload":`...)
+		if dst, err = appendPayload(dst, payload); err != nil {
+			return dst, err
+		}
+		return append(dst, "}\n"...), nil
+	}
+	n, ok := kind.v0Number()
+	if !ok {
+		return dst, fmt.Errorf("%w: protocol v0 has no %s", ErrUnsupported, kind)
+	}
+	dst = append(dst, `{"type":`...)
+	dst = strconv.AppendInt(dst, int64(n), 10)
+	dst = append(dst, `,"request_id":"`...)
+	dst = append(dst, id...)
+	dst = append(dst, `","payload":"`...)
+	if dst, err = appendPayloadText(dst, payload); err != nil {
+		return dst, err
+	}
+	return append(dst, "\"}\n"...), nil
+}
+
+// appendHello appends the request that both forms of broker understand, each
+// under its own number: v1 reads request_type, v0 reads type.
+func appendHello(dst []byte, id string) []byte {
+	v0, _ := requestClusterInfo.v0Number()
+	return fmt.Appendf(dst, `{"request_id":"%s","request_type":%d,"type":%d,"payload":null}`+"\n",
+		id, requestClusterInfo, v0)
+}
+
+// appendResponse appends the frame of one response, its line end included. err
+// is the refusal, nil for success; payload may be nil.
+func appendResponse(dst []byte, form Protocol, id string, payload any, refusal error) ([]byte, error) {
+	dst = append(dst, `{"request_id":`...)
+	dst = appendString(dst, id)
+	if refusal == nil {
+		dst = append(dst, `,"success":true,"error":""`...)
+	} else {
+		dst = append(dst, `,"success":false,"error":`...)
+		dst = appendString(dst, trimPrefix(refusal))
+		dst = append(dst, `,"error_code":`...)
+		dst = appendString(dst, string(codeOf(refusal)))
+		if refusalMayPass(refusal) {
+			dst = append(dst, `,"retriable":true`...)
+		}
+	}
+	dst = append(dst, `,"payload":`...)
+	var err error
+	if form != ProtocolV0 {
+		if dst, err = appendPayload(dst, payload); err != nil {
+			return dst, err
+		}
+		return append(dst, "}\n"...), nil
+	}
+	dst = append(dst, '"')
+	if dst, err = appendPayloadText(dst, payload); err != nil {
+		return dst, err
+	}
+	return append(dst, "\"}\n"...), nil
+}
+
+// appendPayloadText appends the payload's JSON as base64.
+func appendPayloadText(dst []byte, payload any) ([]byte, error) {
+	start := len(dst)
+	dst, err := appendPayload(dst, payload)
+	if err != nil {
+		return dst, err
+	}
+	// The base64 goes behind the text that it is made from, and then over it.
+	plain := dst[start:]
+	n := base64.StdEncoding.EncodedLen(len(plain))
+	end := len(dst)
+	dst = append(dst, make([]byte, n)...)
+	base64.StdEncoding.Encode(dst[end:], dst[start:end])
+	copy(dst[start:], dst[end:])
+	return dst[:start+n], nil
+}

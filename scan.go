@@ -1,0 +1,381 @@
+package robust
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+var jsonNull = []byte("null") //nolint:gochecknoglobals // a constant in all but syntax
+
+// frameScanner finds the end of one JSON object or array in a stream, across as
+// many reads as it takes. It looks at strings and brackets only; whether the text
+// in between is JSON is for the decoder to find out.
+type frameScanner struct {
+	depth    int
+	inString bool
+}
+
+// scan looks at b, the bytes that follow those it has seen. It returns how many
+// belong to the frame, and whether the frame is complete; if not, all of b does,
+// less an escape that b has cut in two.
+func (f *frameScanner) scan(b []byte) (n int, done bool, err error) {
+	for n < len(b) {
+		if f.inString {
+			end := bytes.IndexByte(b[n:], '"')
+			part := b[n:]
+			if end >= 0 {
+				part = b[n : n+end]
+			}
+			if esc := bytes.IndexByte(part, '\\'); esc >= 0 {
+				if n+esc+1 >= len(b) {
+					return n + esc, false, nil
+				}
+				n += esc + 2
+				continue
+			}
+			if end < 0 {
+				return len(b), false, nil
+			}
+			n += end + 1
+			f.inString = false
+			continue
+		}
+		switch b[n] {
+		case '"':
+			f.inString = true
+		case '{', '[':
+			if f.depth++; f.depth > maxNesting {
+				return n, false, fmt.Errorf("%w: frame is nested more than %d deep", ErrMalformed, maxNesting)
+			}
+		case '}', ']':
+			if f.depth--; f.depth <= 0 {
+				f.depth = 0
+				return n + 1, true, nil
+			}
+		}
+		n++
+	}
+	return n, false, nil
+}
+
+// scanner reads JSON of the plain sort that peers write. Every method reports
+// whether it could; on false the whole text is left to encoding/json, so that
+// behaviour on anything unusual is encoding/json's: escapes, floats, keys in
+// another case or given twice, values of another type, syntax errors.
+type scanner struct {
+	b []byte
+	i int
+}
+
+func (s *scanner) space() {
+	for s.i < len(s.b) {
+		switch s.b[s.i] {
+		case ' ', '\t', '\r', '\n':
+			s.i++
+		default:
+			return
+		}
+	}
+}
+
+// eat consumes c and the white space before it.
+func (s *scanner) eat(c byte) bool {
+	s.space()
+	if s.i < len(s.b) && s.b[s.i] == c {
+		s.i++
+		return true
+	}
+	return false
+}
+
+// next returns the byte that the next token begins with, 0 at the end.
+func (s *scanner) next() byte {
+	s.space()
+	if s.i < len(s.b) {
+		return s.b[s.i]
+	}
+	return 0
+}
+
+// end tells that nothing but white space is left.
+func (s *scanner) end() bool { return s.next() == 0 && s.i == len(s.b) }
+
+// text returns the inside of a string that has no escapes and is valid UTF-8.
+func (s *scanner) text() ([]byte, bool) {
+	if !s.eat('"') {
+		return nil, false
+	}
+	n := bytes.IndexByte(s.b[s.i:], '"')
+	if n < 0 {
+		return nil, false
+	}
+	t := s.b[s.i : s.i+n]
+	ascii := true
+	for _, c := range t {
+		if c < 0x20 || c == '\\' {
+			return nil, false
+		}
+		if c >= utf8.RuneSelf {
+			ascii = false
+		}
+	}
+	if !ascii && !utf8.Valid(t) {
+		return nil, false
+	}
+	s.i += n + 1
+	return t, true
+}
+
+// str is text as a string, into dst.
+func (s *scanner) str(dst *string) bool {
+	t, ok := s.text()
+	if ok {
+		*dst = string(t)
+	}
+	return ok
+}
+
+// base64 appends the bytes that a base64 string stands for to arena and returns
+// them; nil for null.
+func (s *scanner) base64(arena *[]byte) (val []byte, ok bool) {
+	if s.next() == 'n' {
+		return nil, s.null()
+	}
+	if !s.eat('"') {
+		return nil, false
+	}
+	n := bytes.IndexByte(s.b[s.i:], '"')
+	if n < 0 {
+		return nil, false
+	}
+	t := s.b[s.i : s.i+n]
+	// The decoder skips line ends, which JSON does not allow in a string.
+	if bytes.IndexByte(t, '\n') >= 0 || bytes.IndexByte(t, '\r') >= 0 {
+		return nil, false
+	}
+	start := len(*arena)
+	a, err := base64.StdEncoding.AppendDecode(*arena, t)
+	if err != nil {
+		return nil, false
+	}
+	*arena = a
+	s.i += n + 1
+	if len(a) == start {
+		return []byte{}, true
+	}
+	return a[start:len(a):len(a)], true
+}
+
+// integer reads a number without fraction or exponent that fits an int64.
+func (s *scanner) integer() (int64, bool) {
+	s.space()
+	start := s.i
+	if s.i < len(s.b) && s.b[s.i] == '-' {
+		s.i++
+	}
+	digits := s.i
+	var v uint64
+	for s.i < len(s.b) {
+		c := s.b[s.i] - '0'
+		if c > 9 {
+			break
+		}
+		v = v*10 + uint64(c)
+		s.i++
+	}
+	n := s.i - digits
+	// Eighteen digits cannot overflow; the rest goes the slow way. A leading
+	// zero is not JSON.
+	if n == 0 || n > 18 || n > 1 && s.b[digits] == '0' {
+		return 0, false
+	}
+	if s.i < len(s.b) {
+		if c := s.b[s.i]; c == '.' || c == 'e' || c == 'E' {
+			return 0, false
+		}
+	}
+	if digits > start {
+		return -int64(v), true
+	}
+	return int64(v), true
+}
+
+// int64 is integer into dst.
+func (s *scanner) int64(dst *int64) bool {
+	v, ok := s.integer()
+	if ok {
+		*dst = v
+	}
+	return ok
+}
+
+// int32 is integer into dst, if it fits.
+func (s *scanner) int32(dst *int32) bool {
+	v, ok := s.integer()
+	if !ok || v != int64(int32(v)) {
+		return false
+	}
+	*dst = int32(v)
+	return true
+}
+
+// int is integer into dst, if it fits.
+func (s *scanner) int(dst *int) bool {
+	v, ok := s.integer()
+	if !ok || v != int64(int(v)) {
+		return false
+	}
+	*dst = int(v)
+	return true
+}
+
+func (s *scanner) word(w string) bool {
+	s.space()
+	if len(s.b)-s.i >= len(w) && string(s.b[s.i:s.i+len(w)]) == w {
+		s.i += len(w)
+		return true
+	}
+	return false
+}
+
+func (s *scanner) null() bool { return s.word("null") }
+
+// bool reads true or false into dst.
+func (s *scanner) bool(dst *bool) bool {
+	if s.word("true") {
+		*dst = true
+		return true
+	}
+	*dst = false
+	return s.word("false")
+}
+
+// raw returns an object, a string without escapes, or null, unexamined.
+func (s *scanner) raw() ([]byte, bool) {
+	start := s.i
+	switch s.next() {
+	case '{':
+		start = s.i
+		var f frameScanner
+		n, done, err := f.scan(s.b[s.i:])
+		if !done || err != nil {
+			return nil, false
+		}
+		s.i += n
+	case '"':
+		start = s.i
+		n := bytes.IndexByte(s.b[s.i+1:], '"')
+		if n < 0 {
+			return nil, false
+		}
+		s.i += n + 2
+		for _, c := range s.b[start+1 : s.i-1] {
+			if c < 0x20 || c == '\\' || c >= utf8.RuneSelf {
+				return nil, false
+			}
+		}
+	case 'n':
+		start = s.i
+		if !s.null() {
+			return nil, false
+		}
+	default:
+		return nil, false
+	}
+	return s.b[start:s.i], true
+}
+
+// object reads an object, giving each key to field, which reads the value and
+// returns a bit of its own: a key that comes twice, or that field does not know
+// (0), makes the object unusual. Unknown keys are too: encoding/json compares
+// keys without regard to case, and it skips values that this scanner would have
+// to check.
+func (s *scanner) object(field func(key []byte) (bit uint, ok bool)) bool {
+	if !s.eat('{') {
+		return false
+	}
+	if s.eat('}') {
+		return true
+	}
+	var seen uint
+	for {
+		key, ok := s.text()
+		if !ok || !s.eat(':') {
+			return false
+		}
+		bit, ok := field(key)
+		if !ok || bit == 0 || seen&bit != 0 {
+			return false
+		}
+		seen |= bit
+		if s.eat(',') {
+			continue
+		}
+		return s.eat('}')
+	}
+}
+
+// stringMap reads an object of strings, nil for null. A key that comes twice
+// keeps its last value, as in encoding/json.
+func (s *scanner) stringMap(dst *map[string]string) bool {
+	if s.next() == 'n' {
+		return s.null()
+	}
+	if !s.eat('{') {
+		return false
+	}
+	m := make(map[string]string, 1)
+	*dst = m
+	if s.eat('}') {
+		return true
+	}
+	for {
+		var k, v string
+		if !s.str(&k) || !s.eat(':') || !s.str(&v) {
+			return false
+		}
+		m[k] = v
+		if s.eat(',') {
+			continue
+		}
+		return s.eat('}')
+	}
+}
+
+// appendString appends s as a JSON string.
+func appendString(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			return appendUnusualString(dst, s)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// appendUnusualString leaves escaping, and the repair of invalid UTF-8, to
+// encoding/json.
+func appendUnusualString(dst []byte, s string) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		// A string cannot fail to marshal; strconv keeps the frame whole if
+		// that ever changes.
+		return strconv.AppendQuoteToASCII(dst, s)
+	}
+	return append(dst, b...)
+}
+
+// appendBytes appends b as base64, or null.
+func appendBytes(dst, b []byte) []byte {
+	if b == nil {
+		return append(dst, jsonNull...)
+	}
+	dst = append(dst, '"')
+	dst = base64.StdEncoding.AppendEncode(dst, b)
+	return append(dst, '"')
+}
