@@ -325,3 +325,9 @@ func (f *fieldReader) headers() map[string]string {
 	}
 	return h
 }
+
+// cutBatch returns the first batch of data that parseBatch has let through before.
+func cutBatch(data []byte) batch {
+	n := batchLengthEnd + int(int32(binary.BigEndian.Uint32(data[batchLengthAt:])))
+	return batch(data[:n:n])
+}

@@ -1,5 +1,129 @@
 package robust
 
+import (
+	"fmt"
+	"strconv"
+)
+
+// requestType numbers the requests as the specification documents them (v1).
+// docs/protocol.md has the table; v0 peers count differently from 6 on.
+type requestType int
+
+const (
+	requestProduce      requestType = 0
+	requestFetch        requestType = 1
+	requestCreateTopic  requestType = 2
+	requestDeleteTopic  requestType = 3
+	requestListTopics   requestType = 4
+	requestMetadata     requestType = 5
+	requestJoinGroup    requestType = 6
+	requestLeaveGroup   requestType = 7
+	requestSyncGroup    requestType = 8
+	requestCommitOffset requestType = 9
+	requestFetchOffset  requestType = 10
+	requestListGroups   requestType = 11
+	requestClusterInfo  requestType = 12
+	requestNodeJoin     requestType = 13
+	requestNodeLeave    requestType = 14
+	requestRebalance    requestType = 15
+	requestHeartbeat    requestType = 16
+
+	// Extensions start at 100, so that they collide with nothing published. A
+	// broker announces them in its ClusterInfo answer.
+	requestListOffsets   requestType = 102
+	requestAlterTopic    requestType = 106
+	requestDeleteRecords requestType = 107
+
+	requestUnknown requestType = -1
+)
+
+// requestNames are what errors and logs call the requests.
+func (t requestType) String() string {
+	switch t {
+	case requestProduce:
+		return "Produce"
+	case requestFetch:
+		return "Fetch"
+	case requestCreateTopic:
+		return "CreateTopic"
+	case requestDeleteTopic:
+		return "DeleteTopic"
+	case requestListTopics:
+		return "ListTopics"
+	case requestMetadata:
+		return "Metadata"
+	case requestJoinGroup:
+		return "JoinGroup"
+	case requestLeaveGroup:
+		return "LeaveGroup"
+	case requestSyncGroup:
+		return "SyncGroup"
+	case requestCommitOffset:
+		return "CommitOffset"
+	case requestFetchOffset:
+		return "FetchOffset"
+	case requestListGroups:
+		return "ListGroups"
+	case requestClusterInfo:
+		return "ClusterInfo"
+	case requestNodeJoin:
+		return "NodeJoin"
+	case requestNodeLeave:
+		return "NodeLeave"
+	case requestRebalance:
+		return "Rebalance"
+	case requestHeartbeat:
+		return "Heartbeat"
+	case requestListOffsets:
+		return "ListOffsets"
+	case requestAlterTopic:
+		return "AlterTopic"
+	case requestDeleteRecords:
+		return "DeleteRecords"
+	case requestUnknown:
+		return "Unknown"
+	default:
+		return "Request" + strconv.Itoa(int(t))
+	}
+}
+
+// v0Number returns the number that v0 peers know t by; ok is false for requests
+// that v0 does not have.
+func (t requestType) v0Number() (n int, ok bool) {
+	switch {
+	case t >= requestProduce && t <= requestMetadata, t >= 100:
+		return int(t), true
+	case t == requestHeartbeat:
+		return 6, true
+	case t >= requestJoinGroup && t <= requestClusterInfo:
+		return int(t) + 1, true
+	default:
+		return 0, false
+	}
+}
+
+// fromV0Number is the inverse of v0Number.
+func fromV0Number(n int) requestType {
+	switch {
+	case n >= 0 && n <= int(requestMetadata), n >= 100:
+		return requestType(n)
+	case n == 6:
+		return requestHeartbeat
+	case n >= 7 && n <= 13:
+		return requestType(n - 1)
+	default:
+		return requestUnknown
+	}
+}
+
+// fromV1Number gives requestUnknown for what is not a number of v1's.
+func fromV1Number(n int) requestType {
+	if n >= int(requestProduce) && n <= int(requestHeartbeat) || n >= 100 {
+		return requestType(n)
+	}
+	return requestUnknown
+}
+
 // The payloads of the requests, in the order of docs/protocol.md. Fields that the
 // protocol marks as optional additions are left out when they say nothing, so
 // that peers without them see what they know.
@@ -326,3 +450,32 @@ func (*heartbeatRequest) kind() requestType     { return requestHeartbeat }
 func (*listOffsetsRequest) kind() requestType   { return requestListOffsets }
 func (*alterTopicRequest) kind() requestType    { return requestAlterTopic }
 func (*deleteRecordsRequest) kind() requestType { return requestDeleteRecords }
+
+// maxNameBytes is how long the names of topics, groups and nodes may be.
+const maxNameBytes = 249
+
+// checkTopicName holds names to what every storage can keep: 1 to 249 of
+// A-Z a-z 0-9 . _ - and neither "." nor "..".
+func checkTopicName(name string) error {
+	ok := name != "" && len(name) <= maxNameBytes && name != "." && name != ".."
+	for i := 0; ok && i < len(name); i++ {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			ok = false
+		}
+	}
+	if !ok {
+		return fmt.Errorf("%w: topic name %q: want 1 to %d of A-Z a-z 0-9 . _ -", ErrInvalidRequest, shorten(name), maxNameBytes)
+	}
+	return nil
+}
+
+// shorten keeps errors readable, whatever a peer sends.
+func shorten(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "..."
+}

@@ -11,6 +11,10 @@ import (
 
 var jsonNull = []byte("null") //nolint:gochecknoglobals // a constant in all but syntax
 
+// maxNesting is how deep objects and arrays of a frame may stand in one another. The
+// deepest published payload has five levels.
+const maxNesting = 64
+
 // frameScanner finds the end of one JSON object or array in a stream, across as
 // many reads as it takes. It looks at strings and brackets only; whether the text
 // in between is JSON is for the decoder to find out.

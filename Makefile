@@ -1,0 +1,66 @@
+GO       ?= go
+FUZZTIME ?= 10s
+BENCH    ?= .
+COUNT    ?= 1
+MODULE   := github.com/aminofox/robust-go-sdk
+
+# Every module of the tree, the root first. tools/ holds no code of its own: its
+# go.mod pins the versions of the linters.
+MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path './tools/*' -not -path '*/testdata/*' -not -path './.git/*')))
+
+# The race detector needs cgo, which the go command turns off where it finds no C
+# compiler.
+RACE := $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
+
+# A workspace would not let -modfile name the tools.
+GOLANGCI := GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help check test fmt fmt-check vet lint examples fuzz bench api
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+check: fmt-check vet lint test examples fuzz ## everything a change must pass
+
+test: ## vet and test every module, with the race detector where it can run
+	@[ -n '$(RACE)' ] || echo 'cgo is off, mostly for want of a C compiler: the tests run without the race detector'
+	@set -e; for dir in $(MODULES); do \
+		echo "test $$dir"; \
+		(cd $$dir && $(GO) vet ./... && $(GO) test $(RACE) -shuffle=on ./...); \
+	done
+
+fmt: ## format every file
+	@$(GOLANGCI) fmt
+
+fmt-check:
+	@$(GOLANGCI) fmt --diff
+
+vet: ## vet every module, for this machine and for a 32-bit one
+	@set -e; for dir in $(MODULES); do \
+		echo "vet $$dir"; \
+		(cd $$dir && $(GO) vet ./... && GOARCH=386 $(GO) vet ./...); \
+	done
+
+lint: ## run golangci-lint as .golangci.yml says, in every module
+	@set -e; for dir in $(MODULES); do \
+		echo "lint $$dir"; \
+		(cd $$dir && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); \
+	done
+
+examples: ## build the runnable programs into bin/
+	@[ ! -d examples ] || $(GO) build -o bin/ ./examples/...
+
+fuzz: ## run each fuzz target for FUZZTIME
+	@set -e; targets=$$($(GO) test -list '^Fuzz' . | sed -n '/^Fuzz/p'); \
+	[ -n "$$targets" ] || { echo 'the root package has no fuzz target, or does not build'; exit 1; }; \
+	for target in $$targets; do \
+		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) .; \
+	done
+
+bench: ## run the benchmarks of BENCH, COUNT times
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) .
+
+api: ## record the exported API in testdata/api.txt
+	$(GO) test -run '^TestAPI$$' -update-api .

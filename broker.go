@@ -1,0 +1,314 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// retentionInterval is how often a broker looks for messages past their retention.
+const retentionInterval = 10 * time.Second
+
+// Broker is a broker in this process. It is made by [NewBroker], reached through
+// [Broker.Listen], [Broker.Serve], [Broker.Dial] or [Broker.Client], and ended by
+// [Broker.Shutdown] or [Broker.Close]. It is safe for concurrent use.
+type Broker struct {
+	cfg       brokerConfig
+	clusterID string
+	storage   Storage
+	ownsStore bool
+	topics    *topicSet
+	warn      *warner
+
+	drained chan struct{}  // closed when Shutdown or Close begins
+	running sync.WaitGroup // connections, listeners' goroutines, retention
+
+	mu        sync.Mutex // guards the following
+	stopping  bool
+	listeners map[net.Listener]struct{}
+	conns     map[*brokerConn]struct{}
+	refusing  int               // connections being told that there are too many
+	nodes     map[string]string // what NodeJoin recorded: address by ID
+	closing   sync.Once
+	closeErr  error
+}
+
+// NewBroker returns a broker that does not listen yet. The error wraps
+// [ErrInvalidConfig] and names the option, or says why the storage cannot be used.
+func NewBroker(opts ...BrokerOption) (*Broker, error) {
+	cfg := defaultBrokerConfig()
+	for _, o := range opts {
+		if o == nil {
+			return nil, fmt.Errorf("%w: an option is nil", ErrInvalidConfig)
+		}
+		o.applyBroker(&cfg)
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if cfg.nodeID == "" {
+		cfg.nodeID = uuid.NewString()
+	}
+	b := &Broker{
+		cfg: cfg, clusterID: uuid.NewString(),
+		storage: cfg.storage, warn: newWarner(cfg.logger),
+		drained:   make(chan struct{}),
+		listeners: make(map[net.Listener]struct{}),
+		conns:     make(map[*brokerConn]struct{}),
+		nodes:     make(map[string]string),
+	}
+	if b.storage == nil {
+		b.storage, b.ownsStore = NewMemoryStorage(), true
+	}
+	b.topics = newTopicSet(&b.cfg, b.storage)
+	if err := b.topics.load(context.Background()); err != nil {
+		return nil, errors.Join(err, b.closeStorage())
+	}
+	b.running.Go(b.expireLoop)
+	return b, nil
+}
+
+// Listen serves on a TCP address, host:port, in the background; port 0 takes a free
+// one. The broker can be reached when Listen returns, at the address it returns.
+func (b *Broker) Listen(addr string) (net.Addr, error) {
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("robust: listen on %s: %w", addr, err)
+	}
+	if err := b.addListener(l); err != nil {
+		_ = l.Close() // Nobody has used it.
+		return nil, err
+	}
+	b.running.Go(func() {
+		if err := b.accept(l); !errors.Is(err, ErrClosed) {
+			b.warn.warn("listener failed", l.Addr().String(), "addr", l.Addr().String(), "error", err)
+		}
+	})
+	return l.Addr(), nil
+}
+
+// Serve accepts connections from l and serves them until the broker is shut down,
+// when it returns [ErrClosed], or l fails. It closes l.
+func (b *Broker) Serve(l net.Listener) error {
+	if err := b.addListener(l); err != nil {
+		_ = l.Close() // As promised; the broker's end is what counts.
+		return err
+	}
+	return b.accept(l)
+}
+
+func (b *Broker) addListener(l net.Listener) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stopping {
+		return ErrClosed
+	}
+	b.listeners[l] = struct{}{}
+	return nil
+}
+
+// accept is Serve for a listener that has been added.
+func (b *Broker) accept(l net.Listener) error {
+	defer func() {
+		b.mu.Lock()
+		delete(b.listeners, l)
+		b.mu.Unlock()
+		_ = l.Close() // It may be closed already.
+	}()
+	failures := 0
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			failures = 0
+			b.serve(nc)
+			continue
+		}
+		if b.draining() {
+			return ErrClosed
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("robust: accept: %w", err)
+		}
+		// Most often too many open files: others may close theirs.
+		failures++
+		b.warn.warn("accept failed", l.Addr().String(), "addr", l.Addr().String(), "error", err)
+		pause(context.Background(), b.drained, backoff{5 * time.Millisecond, time.Second}.before(failures))
+	}
+}
+
+// serve serves one connection in the background, or tells it why not.
+func (b *Broker) serve(nc net.Conn) bool {
+	c := newBrokerConn(b, nc)
+	b.mu.Lock()
+	switch {
+	case b.stopping:
+		b.mu.Unlock()
+		_ = nc.Close() // The listener is about to close as well.
+		return false
+	case len(b.conns) >= b.cfg.maxConnections:
+		const mostRefusing = 100
+		tell := b.refusing < mostRefusing
+		if tell {
+			b.refusing++
+			b.running.Go(func() { b.refuse(c) })
+		}
+		b.mu.Unlock()
+		b.warn.warn("too many connections", "", "limit", b.cfg.maxConnections)
+		if !tell {
+			_ = nc.Close() // Telling all of a flood would be one.
+		}
+		return tell
+	}
+	b.conns[c] = struct{}{}
+	b.running.Go(func() {
+		c.serve()
+		b.mu.Lock()
+		delete(b.conns, c)
+		b.mu.Unlock()
+	})
+	b.mu.Unlock()
+	return true
+}
+
+// refuse answers a connection over the limit and closes it.
+func (b *Broker) refuse(c *brokerConn) {
+	c.refuseAll(fmt.Errorf("%w: %d connections", ErrOverloaded, b.cfg.maxConnections))
+	_ = c.out.flush() // A peer that cannot be told is closed all the same.
+	hangUp(c.nc, true)
+	b.mu.Lock()
+	b.refusing--
+	b.mu.Unlock()
+}
+
+// Dial connects to the broker in memory, without a port; it fits [WithDialer].
+// network and addr are not looked at.
+func (b *Broker) Dial(ctx context.Context, network, addr string) (net.Conn, error) { //nolint:revive // the signature is WithDialer's
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	here, there := newPipe()
+	if !b.serve(there) {
+		return nil, fmt.Errorf("dial broker in memory: %w", ErrClosed)
+	}
+	return here, nil
+}
+
+// Client returns a client that reaches the broker through [Broker.Dial].
+func (b *Broker) Client(opts ...Option) (*Client, error) {
+	return New(append(opts[:len(opts):len(opts)], WithBrokers(embeddedAddr), WithDialer(b.Dial))...)
+}
+
+// WithEmbeddedBroker starts a broker in this process, which the client reaches in
+// memory and closes with itself. [WithBrokers] and [WithDialer] are then not used.
+func WithEmbeddedBroker(opts ...BrokerOption) Option {
+	return clientOption(func(c *config) {
+		c.embed = func(c *config) (embeddedBroker, error) {
+			shared := sharedOption(func(s *sharedConfig) { *s = c.sharedConfig })
+			b, err := NewBroker(append([]BrokerOption{shared}, opts...)...)
+			if err != nil {
+				return embeddedBroker{}, err
+			}
+			return embeddedBroker{dial: b.Dial, close: b.Close}, nil
+		}
+	})
+}
+
+// draining tells that Shutdown or Close has begun.
+func (b *Broker) draining() bool {
+	select {
+	case <-b.drained:
+		return true
+	default:
+		return false
+	}
+}
+
+// expireLoop applies retention until the broker ends.
+func (b *Broker) expireLoop() {
+	ticker := time.NewTicker(retentionInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case now := <-ticker.C:
+			b.topics.expire(now, func(p *partition, err error) {
+				b.warn.warn("retention failed", fmt.Sprint(p.topic, "/", p.id), "topic", p.topic, "partition", p.id, "error", err)
+			})
+		case <-b.drained:
+			return
+		}
+	}
+}
+
+// stop closes the listeners and has every connection read no more requests.
+func (b *Broker) stop() []*brokerConn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.stopping {
+		b.stopping = true
+		close(b.drained)
+	}
+	for l := range b.listeners {
+		_ = l.Close() // Its goroutine reports.
+	}
+	conns := make([]*brokerConn, 0, len(b.conns))
+	for c := range b.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+// Shutdown stops accepting connections and requests, answers those that have come,
+// fetches that are held with what there is, and then does as Close. If ctx ends
+// first, Shutdown closes what is left and returns an error.
+func (b *Broker) Shutdown(ctx context.Context) error {
+	for _, c := range b.stop() {
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // A connection that has failed needs none.
+	}
+	ended := make(chan struct{})
+	go func() {
+		b.running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return b.finish()
+	case <-ctx.Done():
+		b.mu.Lock()
+		left := len(b.conns)
+		b.mu.Unlock()
+		return errors.Join(
+			&waitError{what: "shut down broker", state: fmt.Sprintf("%d connections open", left), end: context.Cause(ctx)},
+			b.Close())
+	}
+}
+
+// Close closes listeners and connections at once, and the storage unless it was
+// given with [WithStorage]. Close and Shutdown may be called more than once and
+// concurrently.
+func (b *Broker) Close() error {
+	for _, c := range b.stop() {
+		_ = c.nc.Close() // It ends its serve, whatever it returns.
+	}
+	b.running.Wait()
+	return b.finish()
+}
+
+// finish closes topics and storage, once.
+func (b *Broker) finish() error {
+	b.closing.Do(func() {
+		b.closeErr = errors.Join(b.topics.close(), b.closeStorage())
+	})
+	return b.closeErr
+}
+
+func (b *Broker) closeStorage() error {
+	if !b.ownsStore {
+		return nil
+	}
+	return b.storage.Close()
+}

@@ -1,0 +1,324 @@
+package robust
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	// frameTimeout is how long a frame may take to come once it has begun, and
+	// writeTimeout how long a peer may leave an answer unread.
+	frameTimeout = 2 * time.Minute
+	writeTimeout = 30 * time.Second
+	// maxUnread is how many bytes of answers may wait for a peer to read them
+	// before no more of its requests are read.
+	maxUnread = 1 << 20
+	// maxHeld is how many fetches of one connection are held at a time; one more
+	// is answered at once.
+	maxHeld = 1024
+	// maxAppends is how many produces of one connection wait for the storage at a
+	// time before no more of its requests are read.
+	maxAppends = 4096
+	// keepScratch is the size up to which a connection keeps its buffer for
+	// answers.
+	keepScratch = 64 << 10
+)
+
+// brokerConn serves one connection. serve reads and answers requests in the order
+// in which they come; fetches that wait are held by goroutines of their own, which
+// serve waits for.
+type brokerConn struct {
+	broker *Broker
+	nc     net.Conn
+	host   string // the address that the peer has reached us at
+	in     *frameReader
+	out    *frameWriter
+
+	ctx     context.Context //nolint:containedctx // ends with the connection
+	cancel  context.CancelCauseFunc
+	done    chan struct{}  // closed when serve stops reading
+	held    sync.WaitGroup // goroutines of held fetches, and appends under way
+	appends chan struct{}  // holds a token for each append under way
+	scratch []byte         // serve's buffer for answers
+	frames  int            // read so far
+	timing  frameTiming    // of the frame that has begun
+
+	mu        sync.Mutex  // guards the following
+	heldCount int         // fetches held
+	v0        []*v0Answer // requests in the v0 form, in order, from the first unanswered
+}
+
+// frameTiming is the read deadline that serve has set for a frame that has begun.
+type frameTiming struct {
+	set   bool
+	frame int // which one, by brokerConn.frames
+	since time.Time
+}
+
+// v0Answer is the place of an answer in the order of requests, which v0 peers rely on.
+type v0Answer struct {
+	frame []byte
+	ready bool
+}
+
+func newBrokerConn(b *Broker, nc net.Conn) *brokerConn {
+	c := &brokerConn{
+		broker: b, nc: nc, host: nc.LocalAddr().String(),
+		in:      &frameReader{r: nc, limit: b.cfg.maxFrameBytes},
+		out:     newFrameWriter(nc, writeTimeout),
+		done:    make(chan struct{}),
+		appends: make(chan struct{}, maxAppends),
+	}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.in.beforeRead = c.beforeRead
+	return c
+}
+
+// serve runs until the peer hangs up, sends what cannot be understood, or the
+// broker closes. It closes the connection after all answers have been written.
+func (c *brokerConn) serve() {
+	var writer sync.WaitGroup
+	writerDone := make(chan struct{})
+	writer.Go(func() { c.out.run(writerDone) })
+
+	last := c.read()
+	if last != nil {
+		c.refuseAll(last)
+	}
+	// What is held is answered with what there is, what is being stored when it is.
+	close(c.done)
+	c.held.Wait()
+	_ = c.out.flush() // A peer that cannot be written to is gone.
+	close(writerDone)
+	writer.Wait()
+	c.cancel(ErrClosed)
+	hangUp(c.nc, last != nil)
+}
+
+// read serves requests until there are no more. It returns the peer's fault that
+// ended it, nil if there was none.
+func (c *brokerConn) read() error {
+	var req wireRequest
+	for {
+		frame, err := c.in.next()
+		if err != nil {
+			if errors.Is(err, ErrMalformed) || errors.Is(err, ErrMessageTooLarge) {
+				return err
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) && !c.broker.draining() {
+				return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout)
+			}
+			return nil
+		}
+		c.frames++
+		if err := req.decode(frame); err != nil {
+			if !json.Valid(frame) {
+				return err
+			}
+			c.reply(nil, ProtocolV1, "", &plainResponse{}, fmt.Errorf("%w: not a request: %w", ErrInvalidRequest, err))
+			continue
+		}
+		if err := c.handle(&req); errors.Is(err, ErrMalformed) && !json.Valid(frame) {
+			return nil // It was answered; what follows cannot be trusted.
+		}
+	}
+}
+
+// beforeRead writes the answers to all requests that came together, and waits for
+// the peer to read them before it may send more.
+func (c *brokerConn) beforeRead(partial bool) error {
+	if err := c.out.flush(); err != nil {
+		return err
+	}
+	for room := c.out.room(maxUnread); room != nil; room = c.out.room(maxUnread) {
+		<-room // Comes with the write, or with its failure at the timeout.
+	}
+	if !partial {
+		if !c.timing.set {
+			return nil
+		}
+		c.timing.set = false
+		return c.setReadDeadline(time.Time{})
+	}
+	// A second more or less does not matter, and most frames are done by then.
+	if c.timing.set && (c.timing.frame == c.frames || time.Since(c.timing.since) < time.Second) {
+		return nil
+	}
+	c.timing = frameTiming{set: true, frame: c.frames, since: time.Now()}
+	return c.setReadDeadline(c.timing.since.Add(frameTimeout))
+}
+
+// setReadDeadline moves the deadline, unless the broker has set it to stop serve.
+func (c *brokerConn) setReadDeadline(t time.Time) error {
+	if err := c.nc.SetReadDeadline(t); err != nil {
+		return err
+	}
+	if c.broker.draining() {
+		return c.nc.SetReadDeadline(time.Unix(1, 0))
+	}
+	return nil
+}
+
+// handle answers one request, now or later. The error is the refusal, if it was
+// answered now.
+func (c *brokerConn) handle(req *wireRequest) error {
+	var slot *v0Answer
+	if req.form == ProtocolV0 {
+		slot = &v0Answer{}
+		c.mu.Lock()
+		c.v0 = append(c.v0, slot)
+		c.mu.Unlock()
+	}
+	switch req.kind {
+	case requestProduce:
+		return c.produce(req, slot)
+	case requestFetch:
+		return c.fetch(req, slot)
+	default:
+		resp, err := c.broker.answer(c.ctx, req.kind, req.number, req.payload, c.host)
+		c.reply(slot, req.form, req.id, resp, err)
+		return err
+	}
+}
+
+func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
+	p := new(produceRequest)
+	if err := decodePayload(req.payload, p); err != nil {
+		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		return err
+	}
+	// When done is called before produce returns, which is the rule, serve itself
+	// answers, in the order of requests and with the next flush.
+	c.appends <- struct{}{}
+	c.held.Add(1)
+	var mu sync.Mutex
+	returned := false
+	form, id := req.form, req.id
+	c.broker.produce(c.ctx, p, func(resp *produceResponse, err error) {
+		mu.Lock()
+		later := returned
+		mu.Unlock()
+		if later {
+			c.replyLater(slot, form, id, resp, err)
+		} else {
+			c.reply(slot, form, id, resp, err)
+		}
+		<-c.appends
+		c.held.Done()
+	})
+	mu.Lock()
+	returned = true
+	mu.Unlock()
+	return nil
+}
+
+func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
+	q := new(fetchRequest)
+	if err := decodePayload(req.payload, q); err != nil {
+		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		return err
+	}
+	f, enough, err := c.broker.fetch(c.ctx, q, req.form == ProtocolV0)
+	if enough || q.MaxWaitMs <= 0 || req.form == ProtocolV0 || !c.hold() {
+		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
+		f.release()
+		return err
+	}
+	f.release()
+	form, id := req.form, req.id
+	c.held.Go(func() {
+		f, err := c.broker.await(c.ctx, q, c.done)
+		c.mu.Lock()
+		c.heldCount--
+		c.mu.Unlock()
+		c.replyLater(slot, form, id, &f.fetchResponse, err)
+		f.release()
+	})
+	return nil
+}
+
+// hold tells whether one more fetch may be held.
+func (c *brokerConn) hold() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.heldCount >= maxHeld {
+		return false
+	}
+	c.heldCount++
+	return true
+}
+
+// reply queues an answer, which leaves with the next flush. Only serve calls it.
+func (c *brokerConn) reply(slot *v0Answer, form Protocol, id string, resp response, refusal error) {
+	c.scratch = c.encode(c.scratch[:0], form, id, resp, refusal)
+	c.queue(slot, c.scratch)
+	if cap(c.scratch) > keepScratch {
+		c.scratch = nil
+	}
+}
+
+// replyLater sends an answer from any goroutine, without waiting for the peer.
+func (c *brokerConn) replyLater(slot *v0Answer, form Protocol, id string, resp response, refusal error) {
+	c.queue(slot, c.encode(nil, form, id, resp, refusal))
+	signal(c.out.wake)
+}
+
+// encode appends an answer's frame.
+func (c *brokerConn) encode(dst []byte, form Protocol, id string, resp response, refusal error) []byte {
+	if refusal != nil {
+		resp.setRefusal(trimPrefix(refusal))
+	}
+	frame, err := appendResponse(dst, form, id, resp, refusal)
+	if err != nil {
+		c.broker.warn.warn("answer cannot be encoded", "", "error", err)
+		// Without a payload there is nothing left that could fail.
+		frame, _ = appendResponse(dst, form, id, nil, fmt.Errorf("answer cannot be encoded: %w", err))
+	}
+	return frame
+}
+
+// queue queues a frame: at once, or in its turn.
+func (c *brokerConn) queue(slot *v0Answer, frame []byte) {
+	if slot == nil {
+		_ = c.out.queue(frame) // A connection that failed is noticed by serve.
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	slot.ready = true
+	if c.v0[0] != slot {
+		slot.frame = append([]byte(nil), frame...)
+		return
+	}
+	slot.frame = frame
+	for len(c.v0) > 0 && c.v0[0].ready {
+		_ = c.out.queue(c.v0[0].frame) // As above.
+		c.v0 = c.v0[1:]
+	}
+}
+
+// refuseAll tells the peer why the connection ends.
+func (c *brokerConn) refuseAll(err error) {
+	c.reply(nil, ProtocolV1, "", &plainResponse{}, err)
+}
+
+// hangUp closes a connection. If the peer may still be sending, closing at once
+// could destroy the last answer on its way: the peer's system drops what it has
+// received when it learns that what it sends is no longer wanted. So reading goes on
+// for a moment.
+func hangUp(nc net.Conn, sending bool) {
+	const most, patience = 1 << 20, time.Second
+	if half, ok := nc.(interface{ CloseWrite() error }); ok && sending {
+		if half.CloseWrite() == nil && nc.SetReadDeadline(time.Now().Add(patience)) == nil {
+			_, _ = io.CopyN(io.Discard, nc, most) // Whatever comes, it ends here.
+		}
+	}
+	_ = nc.Close() // Nothing depends on it any more.
+}

@@ -1,0 +1,439 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+)
+
+const (
+	// What a fetch gets that does not say how much it wants.
+	defaultFetchBytes    = 1 << 20
+	defaultFetchMessages = 500
+	// maxFetchHold is the longest that a fetch is held, whatever it asks for.
+	maxFetchHold = time.Minute
+	// maxNodes is how many nodes may be recorded by NodeJoin.
+	maxNodes = 1000
+)
+
+// features are what this broker announces.
+func features() []string {
+	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords}
+}
+
+// plainResponse is for answers that have nothing to say, and for refusals of
+// requests that could not be read.
+type plainResponse struct{ answer }
+
+// decodeAnd decodes a request and has f answer it.
+func decodeAnd[R any](ctx context.Context, payload []byte, f func(context.Context, *R) (response, error)) (response, error) {
+	req := new(R)
+	if err := decodePayload(payload, req); err != nil {
+		return &plainResponse{}, err
+	}
+	return f(ctx, req)
+}
+
+// answer answers every request but Produce and Fetch, which the connection hands to
+// produce and fetch. The response is never nil. host is where the connection that
+// asks was accepted.
+func (b *Broker) answer(ctx context.Context, kind requestType, number int, payload []byte, host string) (response, error) {
+	switch kind {
+	case requestCreateTopic:
+		return decodeAnd(ctx, payload, b.createTopic)
+	case requestDeleteTopic:
+		return decodeAnd(ctx, payload, b.deleteTopic)
+	case requestListTopics:
+		return decodeAnd(ctx, payload, b.listTopics)
+	case requestMetadata:
+		return decodeAnd(ctx, payload, b.topicMetadata)
+	case requestListGroups:
+		return decodeAnd(ctx, payload, b.listGroups)
+	case requestClusterInfo:
+		return decodeAnd(ctx, payload, func(_ context.Context, _ *clusterInfoRequest) (response, error) {
+			return b.clusterInfo(host), nil
+		})
+	case requestNodeJoin:
+		return decodeAnd(ctx, payload, b.nodeJoin)
+	case requestNodeLeave:
+		return decodeAnd(ctx, payload, b.nodeLeave)
+	case requestRebalance:
+		return decodeAnd(ctx, payload, b.rebalance)
+	case requestListOffsets:
+		return decodeAnd(ctx, payload, b.listOffsets)
+	case requestAlterTopic:
+		return decodeAnd(ctx, payload, b.alterTopic)
+	case requestDeleteRecords:
+		return decodeAnd(ctx, payload, b.deleteRecords)
+	case requestJoinGroup, requestLeaveGroup, requestSyncGroup, requestCommitOffset, requestFetchOffset, requestHeartbeat:
+		return &plainResponse{}, fmt.Errorf("%w: %s: this broker has no consumer groups", ErrUnsupported, kind)
+	case requestProduce, requestFetch, requestUnknown:
+	}
+	return &plainResponse{}, fmt.Errorf("%w: unknown request type %d", ErrUnsupported, number)
+}
+
+// produce stores one message and calls done, from any goroutine, when it is stored
+// or refused.
+func (b *Broker) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
+	resp := &produceResponse{Topic: req.Topic, Partition: req.Partition, Offset: offsetNone, Timestamp: req.Timestamp}
+	t, err := b.topics.getOrCreate(ctx, req.Topic)
+	if err != nil {
+		done(resp, err)
+		return
+	}
+	if req.Partition == PartitionAny {
+		n := int32(len(t.partitions))
+		if req.Key != nil {
+			req.Partition = PartitionForKey(req.Key, n)
+		} else {
+			req.Partition = int32((t.turn.Add(1) - 1) % uint32(n))
+		}
+	}
+	p, err := t.partition(req.Partition)
+	if err != nil {
+		done(resp, err)
+		return
+	}
+	resp.Partition = req.Partition
+	if resp.Timestamp == 0 {
+		resp.Timestamp = time.Now().UnixMilli()
+	}
+	m := Message{ID: req.ID, Key: req.Key, Value: req.Value, Headers: req.Headers, Timestamp: resp.Timestamp}
+	if size := m.Size(); size > uint64(t.config.maxMessage) {
+		done(resp, fmt.Errorf("%w: %d bytes, %s of %s is %d", ErrMessageTooLarge, size, configMaxMessage, req.Topic, t.config.maxMessage))
+		return
+	}
+	p.log.Append(appendBatch(nil, &m), func(r AppendResult) {
+		if r.Err == nil {
+			resp.Offset = r.BaseOffset
+		}
+		done(resp, r.Err)
+	})
+}
+
+// fetchedMessages is a fetch's answer. Its messages alias what the storage has lent
+// until release is called.
+type fetchedMessages struct {
+	fetchResponse
+	size  int // of the messages
+	reads []LogRead
+}
+
+func (f *fetchedMessages) release() {
+	for _, r := range f.reads {
+		r.Release()
+	}
+	f.reads = nil
+}
+
+// fetch reads what there is. enough tells whether that satisfies the request, so
+// that it need not be held.
+func (b *Broker) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetchedMessages, enough bool, err error) {
+	f = &fetchedMessages{fetchResponse: fetchResponse{
+		Topic: req.Topic, Partition: req.Partition, Messages: []*Message{}, HighWaterMark: -1, LogStartOffset: -1,
+	}}
+	t, err := b.topics.get(req.Topic)
+	if err != nil {
+		return f, true, err
+	}
+	p, err := t.partition(req.Partition)
+	if err != nil {
+		return f, true, err
+	}
+	maxBytes, maxMessages := req.MaxBytes, req.MaxMessages
+	if maxBytes <= 0 {
+		maxBytes = defaultFetchBytes
+	}
+	if maxMessages <= 0 {
+		maxMessages = defaultFetchMessages
+	}
+	offset := req.Offset
+	if v0 && offset < 0 {
+		offset, _ = p.log.Bounds()
+	}
+	err = b.collect(ctx, p, f, offset, maxBytes, maxMessages)
+	f.LogStartOffset, f.HighWaterMark = p.log.Bounds()
+	if errors.Is(err, ErrClosed) {
+		// The topic was deleted meanwhile, or the broker is closing.
+		if _, gone := b.topics.get(req.Topic); gone != nil {
+			err = gone
+		}
+	}
+	enough = err != nil || f.size >= min(max(req.MinBytes, 1), maxBytes) || len(f.Messages) >= maxMessages
+	return f, enough, err
+}
+
+// collect adds the messages from offset on to f, as many as the limits and a frame
+// allow, but at least one if there is any.
+func (b *Broker) collect(ctx context.Context, p *partition, f *fetchedMessages, offset int64, maxBytes, maxMessages int) error {
+	// In the form that takes more room, base64 around base64, the answer must
+	// still fit a frame.
+	frame := b.cfg.maxFrameBytes / 2
+	for f.size < maxBytes && len(f.Messages) < maxMessages && frame > 0 {
+		read, err := p.log.Read(ctx, offset, maxBytes-f.size)
+		if err != nil {
+			if len(f.Messages) > 0 {
+				return nil // Retention has overtaken this fetch; the next one is told.
+			}
+			return err
+		}
+		f.reads = append(f.reads, read)
+		if len(read.Batches) == 0 {
+			return nil
+		}
+		for rest := read.Batches; len(rest) > 0; {
+			cut, r, err := parseBatch(rest)
+			if err != nil {
+				return err
+			}
+			rest = r
+			records := cut.records()
+			for {
+				m := &Message{Topic: p.topic, Partition: p.id}
+				more, err := records.next(m)
+				if err != nil {
+					return err
+				}
+				if !more {
+					break
+				}
+				if m.Offset < offset {
+					continue
+				}
+				if m.ID == "" {
+					m.ID = messageID(p.topic, p.id, m.Offset)
+				}
+				size := int(m.Size())
+				frame -= size*4/3 + 2*len(p.topic) + 200
+				full := f.size+size > maxBytes || frame < 0 || len(f.Messages) >= maxMessages
+				if full && len(f.Messages) > 0 {
+					return nil
+				}
+				f.Messages = append(f.Messages, m)
+				f.size += size
+			}
+			offset = max(offset, cut.nextOffset())
+		}
+	}
+	return nil
+}
+
+// messageID is the ID of a message that its producer gave none.
+func messageID(topic string, partition int32, offset int64) string {
+	b := make([]byte, 0, len(topic)+24)
+	b = append(b, topic...)
+	b = append(b, '-')
+	b = strconv.AppendInt(b, int64(partition), 10)
+	b = append(b, '-')
+	return string(strconv.AppendInt(b, offset, 10))
+}
+
+// await holds a fetch until it has enough, its time is over, or stop is closed, and
+// answers with what there is.
+func (b *Broker) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) (*fetchedMessages, error) {
+	hold := min(time.Duration(req.MaxWaitMs)*time.Millisecond, maxFetchHold)
+	timeout := time.NewTimer(hold)
+	defer timeout.Stop()
+	for {
+		var changed <-chan struct{}
+		if t, err := b.topics.get(req.Topic); err == nil {
+			if p, err := t.partition(req.Partition); err == nil {
+				changed = p.changed()
+			}
+		}
+		f, enough, err := b.fetch(ctx, req, false)
+		if enough {
+			return f, err
+		}
+		select {
+		case <-changed:
+			f.release()
+		case <-timeout.C:
+			return f, nil
+		case <-stop:
+			return f, nil
+		}
+	}
+}
+
+func (b *Broker) createTopic(ctx context.Context, req *createTopicRequest) (response, error) {
+	return &createTopicResponse{Name: req.Name}, b.topics.create(ctx, req.Name, req.Partitions, req.Config)
+}
+
+func (b *Broker) deleteTopic(ctx context.Context, req *deleteTopicRequest) (response, error) {
+	return &deleteTopicResponse{Name: req.Name}, b.topics.remove(ctx, req.Name)
+}
+
+func (b *Broker) alterTopic(ctx context.Context, req *alterTopicRequest) (response, error) {
+	return &alterTopicResponse{Name: req.Name}, b.topics.alter(ctx, req.Name, req.Partitions, req.Config)
+}
+
+func (b *Broker) listTopics(context.Context, *listTopicsRequest) (response, error) {
+	return &listTopicsResponse{Topics: append([]string{}, b.topics.names()...)}, nil
+}
+
+// topicMetadata describes the topics asked for, or all. Those that are there are in
+// the answer even if another is not and the answer is a refusal.
+func (b *Broker) topicMetadata(ctx context.Context, req *metadataRequest) (response, error) {
+	resp := &metadataResponse{Topics: []topicMetadata{}}
+	names := req.Topics
+	all := len(names) == 0
+	if all {
+		names = b.topics.names()
+	}
+	var missing error
+	for _, name := range names {
+		get := func(_ context.Context, name string) (*topic, error) { return b.topics.get(name) }
+		if req.AutoCreate {
+			get = b.topics.getOrCreate
+		}
+		t, err := get(ctx, name)
+		switch {
+		case err == nil:
+		case all && errors.Is(err, ErrTopicNotFound):
+			continue // Deleted since names were listed.
+		case missing == nil:
+			missing = err
+			continue
+		default:
+			continue
+		}
+		described := topicMetadata{Name: name, Config: maps.Clone(t.stored.Config)}
+		for _, p := range t.partitions {
+			described.Partitions = append(described.Partitions, partitionMetadata{
+				ID: p.id, Leader: b.cfg.nodeID, Replicas: []string{b.cfg.nodeID},
+			})
+		}
+		resp.Topics = append(resp.Topics, described)
+	}
+	return resp, missing
+}
+
+func (b *Broker) listGroups(context.Context, *listGroupsRequest) (response, error) {
+	return &listGroupsResponse{Groups: []groupMetadata{}}, nil
+}
+
+func (b *Broker) rebalance(_ context.Context, req *rebalanceRequest) (response, error) {
+	if req.GroupID != "" {
+		return &rebalanceResponse{}, fmt.Errorf("%w: %s", ErrGroupNotFound, shorten(req.GroupID))
+	}
+	return &rebalanceResponse{}, nil // Every one of no groups.
+}
+
+// clusterInfo describes the broker, and the nodes that said they joined.
+func (b *Broker) clusterInfo(host string) *clusterInfoResponse {
+	addr := b.cfg.advertisedAddr
+	if addr == "" {
+		addr = host
+	}
+	resp := &clusterInfoResponse{
+		ClusterID: b.clusterID,
+		Nodes:     []nodeInfo{{b.cfg.nodeID, addr}},
+		NodeID:    b.cfg.nodeID,
+		Protocol:  ProtocolV1.String(),
+		Features:  features(),
+		Limits:    &wireLimits{MaxFrameBytes: b.cfg.maxFrameBytes},
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(b.nodes)) {
+		resp.Nodes = append(resp.Nodes, nodeInfo{id, b.nodes[id]})
+	}
+	return resp
+}
+
+// nodeJoin records a node. It is for those who look: it leads nothing.
+func (b *Broker) nodeJoin(_ context.Context, req *nodeJoinRequest) (response, error) {
+	resp := &nodeJoinResponse{}
+	switch {
+	case req.NodeID == "" || len(req.NodeID) > maxNameBytes:
+		return resp, fmt.Errorf("%w: node_id %q: want 1 to %d bytes", ErrInvalidRequest, shorten(req.NodeID), maxNameBytes)
+	case req.NodeID == b.cfg.nodeID:
+		return resp, fmt.Errorf("%w: node_id %q is this broker's", ErrInvalidRequest, shorten(req.NodeID))
+	case len(req.Addr) > maxNameBytes || !addressesValid([]string{req.Addr}):
+		return resp, fmt.Errorf("%w: addr %q: want host:port", ErrInvalidRequest, shorten(req.Addr))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, known := b.nodes[req.NodeID]; !known && len(b.nodes) >= maxNodes {
+		return resp, fmt.Errorf("%w: %d nodes have joined", ErrOverloaded, maxNodes)
+	}
+	b.nodes[req.NodeID] = req.Addr
+	return resp, nil
+}
+
+func (b *Broker) nodeLeave(_ context.Context, req *nodeLeaveRequest) (response, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, known := b.nodes[req.NodeID]; !known {
+		return &nodeLeaveResponse{}, fmt.Errorf("%w: node_id %q has not joined", ErrInvalidRequest, shorten(req.NodeID))
+	}
+	delete(b.nodes, req.NodeID)
+	return &nodeLeaveResponse{}, nil
+}
+
+func (b *Broker) listOffsets(ctx context.Context, req *listOffsetsRequest) (response, error) {
+	resp := &listOffsetsResponse{Topic: req.Topic, Offsets: []partitionOffset{}}
+	t, err := b.topics.get(req.Topic)
+	if err != nil {
+		return resp, err
+	}
+	asked := t.partitions
+	if len(req.Partitions) > 0 {
+		asked = nil
+		for _, id := range req.Partitions[:min(len(req.Partitions), maxTopicPartitions)] {
+			p, err := t.partition(id)
+			if err != nil {
+				return resp, err
+			}
+			asked = append(asked, p)
+		}
+	}
+	for _, p := range asked {
+		offset, err := p.offsetAt(ctx, req.Timestamp)
+		if err != nil {
+			return resp, err
+		}
+		resp.Offsets = append(resp.Offsets, partitionOffset{p.id, offset})
+	}
+	return resp, nil
+}
+
+// offsetAt looks up a time, or one of the named ends.
+func (p *partition) offsetAt(ctx context.Context, timestamp int64) (int64, error) {
+	start, end := p.log.Bounds()
+	switch timestamp {
+	case OffsetOldest:
+		return start, nil
+	case OffsetNewest:
+		return end, nil
+	default:
+		return p.log.OffsetAt(ctx, timestamp)
+	}
+}
+
+func (b *Broker) deleteRecords(ctx context.Context, req *deleteRecordsRequest) (response, error) {
+	resp := &deleteRecordsResponse{Topic: req.Topic, Partition: req.Partition, LogStartOffset: -1}
+	t, err := b.topics.get(req.Topic)
+	if err != nil {
+		return resp, err
+	}
+	p, err := t.partition(req.Partition)
+	if err != nil {
+		return resp, err
+	}
+	offset := req.Offset
+	if offset == OffsetNewest {
+		_, offset = p.log.Bounds()
+	}
+	if offset < 0 {
+		return resp, fmt.Errorf("%w: offset %d", ErrOffsetOutOfRange, offset)
+	}
+	err = p.log.DeleteBefore(ctx, offset)
+	resp.LogStartOffset, _ = p.log.Bounds()
+	return resp, err
+}

@@ -1,0 +1,96 @@
+package robust
+
+import (
+	"context"
+	"time"
+)
+
+// Storage is where a [Broker] keeps topics and their records. It deals in encoded
+// record batches (see batch.go), never in messages. The one in memory is the
+// default; [WithStorage] sets another.
+//
+// All methods may be called concurrently. This interface is exempt from the
+// promise of compatibility until version 1: it grows with the broker.
+type Storage interface {
+	// Topics returns the topics that are kept, when a broker starts.
+	Topics(ctx context.Context) ([]StoredTopic, error)
+	// PutTopic keeps a topic's description, new or changed.
+	PutTopic(ctx context.Context, t StoredTopic) error
+	// DeleteTopic removes a topic and its records. Its partitions are closed.
+	DeleteTopic(ctx context.Context, name string) error
+	// OpenPartition returns the log of one partition, empty if it has none yet.
+	// The log calls advanced after its high-water mark has risen, from any
+	// goroutine; advanced does not block.
+	OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error)
+	// Close ends every log that is still open.
+	Close() error
+}
+
+// StoredTopic describes a topic.
+type StoredTopic struct {
+	Name       string
+	ID         string // unlike the name it is never given to another topic
+	Partitions int32
+	Config     map[string]string // as the application gave it
+}
+
+// LogConfig is the part of a topic's configuration that concerns its logs.
+type LogConfig struct {
+	SegmentBytes   int64         // size at which a new segment is begun
+	RetentionAge   time.Duration // 0: for ever
+	RetentionBytes int64         // 0: no limit
+}
+
+// PartitionLog is the log of one partition.
+type PartitionLog interface {
+	// Append stores whole record batches, in one piece: it gives them their
+	// offsets, stamps them in place, and calls done when they are stored or
+	// refused, before it returns or later, from any goroutine. Appends are
+	// stored in the order of their calls. batches is the log's until done is
+	// called; done must not block.
+	Append(batches []byte, done func(AppendResult))
+	// Read returns whole batches, the first of which holds offset or what
+	// follows it, up to about maxBytes but at least one; nothing at the
+	// high-water mark. It fails with [ErrOffsetOutOfRange] outside the log.
+	Read(ctx context.Context, offset int64, maxBytes int) (LogRead, error)
+	// Bounds returns the offset of the oldest retained record and the
+	// high-water mark.
+	Bounds() (start, end int64)
+	// OffsetAt returns the offset of the first record whose time (Unix
+	// milliseconds) is timestamp or later, or the high-water mark.
+	OffsetAt(ctx context.Context, timestamp int64) (int64, error)
+	// DeleteBefore makes offset the oldest retained one, if it is higher.
+	DeleteBefore(ctx context.Context, offset int64) error
+	// Configure changes the log's configuration.
+	Configure(c LogConfig)
+	// Expire removes what is past its retention.
+	Expire(now time.Time) error
+	// Close ends the log; appends fail with [ErrClosed] from then on.
+	Close() error
+}
+
+// AppendResult is what became of an append.
+type AppendResult struct {
+	BaseOffset int64 // of the first record
+	AppendTime int64 // Unix milliseconds
+	Err        error
+}
+
+// LogRead lends the batches that a read found. They must not be changed, nor used
+// after Release.
+type LogRead struct {
+	Batches []byte
+	release func()
+}
+
+// NewLogRead returns a read whose Release calls release, which may be nil.
+func NewLogRead(batches []byte, release func()) LogRead {
+	return LogRead{Batches: batches, release: release}
+}
+
+// Release gives the batches back. It must be called once.
+func (r LogRead) Release() {
+	if r.release != nil {
+		r.release()
+	}
+}

@@ -1,0 +1,342 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// topicSet is a broker's topics and the open logs of their partitions.
+type topicSet struct {
+	config  *brokerConfig
+	storage Storage
+
+	// changing holds a token while a topic is created, altered or deleted, which
+	// may wait for the storage. A channel, so that a caller can stop waiting.
+	changing chan struct{}
+
+	mu     sync.RWMutex // guards the following; not held while the storage works
+	topics map[string]*topic
+	closed bool
+}
+
+// topic is immutable; a change of the topic makes another that shares partitions.
+type topic struct {
+	stored     StoredTopic
+	config     topicConfig
+	partitions []*partition
+	turn       *atomic.Uint32 // round robin of messages without key
+}
+
+// partition is an open log and those who wait for it to grow.
+type partition struct {
+	topic string
+	id    int32
+	log   PartitionLog
+
+	waiting atomic.Bool // wake is not nil; spares appends the lock
+
+	mu     sync.Mutex    // guards the following
+	wake   chan struct{} // closed when the log has grown or is closed; nil unless waited for
+	closed bool
+}
+
+func newTopicSet(config *brokerConfig, storage Storage) *topicSet {
+	return &topicSet{
+		config: config, storage: storage,
+		changing: make(chan struct{}, 1),
+		topics:   make(map[string]*topic),
+	}
+}
+
+// load opens what the storage keeps, then creates what the options ask for.
+func (s *topicSet) load(ctx context.Context) error {
+	kept, err := s.storage.Topics(ctx)
+	if err != nil {
+		return fmt.Errorf("robust: open storage: %w", err)
+	}
+	for _, stored := range kept {
+		t, err := s.open(ctx, stored, nil)
+		if err != nil {
+			return fmt.Errorf("robust: open topic %q: %w", stored.Name, err)
+		}
+		s.topics[stored.Name] = t
+	}
+	for _, t := range s.config.topics {
+		if err := s.create(ctx, t.Name, t.Partitions, t.Config); err != nil && !errors.Is(err, ErrTopicExists) {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens the logs of a topic, but for those that are open already.
+func (s *topicSet) open(ctx context.Context, stored StoredTopic, already []*partition) (*topic, error) {
+	config, err := s.config.parseTopicConfig(stored.Config)
+	if err != nil {
+		return nil, err
+	}
+	t := &topic{stored: stored, config: config, partitions: slices.Clone(already), turn: new(atomic.Uint32)}
+	for id := int32(len(already)); id < stored.Partitions; id++ {
+		p := &partition{topic: stored.Name, id: id}
+		p.log, err = s.storage.OpenPartition(ctx, stored, id, config.log, p.advanced)
+		if err != nil {
+			for _, p := range t.partitions[len(already):] {
+				err = errors.Join(err, p.close())
+			}
+			return nil, err
+		}
+		t.partitions = append(t.partitions, p)
+	}
+	return t, nil
+}
+
+// change runs f, which changes the topics, alone.
+func (s *topicSet) change(ctx context.Context, f func() error) error {
+	select {
+	case s.changing <- struct{}{}:
+		defer func() { <-s.changing }()
+		return f()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// create makes a topic.
+func (s *topicSet) create(ctx context.Context, name string, partitions int32, config map[string]string) error {
+	if err := checkTopicName(name); err != nil {
+		return err
+	}
+	if err := checkPartitionCount(partitions); err != nil {
+		return err
+	}
+	if _, err := s.config.parseTopicConfig(config); err != nil {
+		return err
+	}
+	return s.change(ctx, func() error {
+		if _, err := s.get(name); err == nil {
+			return fmt.Errorf("%w: %s", ErrTopicExists, name)
+		} else if !errors.Is(err, ErrTopicNotFound) {
+			return err
+		}
+		stored := StoredTopic{Name: name, ID: uuid.NewString(), Partitions: partitions, Config: maps.Clone(config)}
+		if err := s.storage.PutTopic(ctx, stored); err != nil {
+			return err
+		}
+		t, err := s.open(ctx, stored, nil)
+		if err != nil {
+			return errors.Join(err, s.storage.DeleteTopic(ctx, name))
+		}
+		return s.publish(t, nil)
+	})
+}
+
+func checkPartitionCount(n int32) error {
+	if n < 1 || n > maxTopicPartitions {
+		return fmt.Errorf("%w: partitions %d: want 1 to %d", ErrInvalidRequest, n, maxTopicPartitions)
+	}
+	return nil
+}
+
+// publish makes a topic visible, in old's place if it is not new.
+func (s *topicSet) publish(t, old *topic) error {
+	s.mu.Lock()
+	closed := s.closed
+	if !closed {
+		s.topics[t.stored.Name] = t
+	}
+	s.mu.Unlock()
+	if !closed {
+		return nil
+	}
+	// close has closed what old has; the rest was opened meanwhile.
+	err := ErrClosed
+	known := 0
+	if old != nil {
+		known = len(old.partitions)
+	}
+	for _, p := range t.partitions[known:] {
+		err = errors.Join(err, p.close())
+	}
+	return err
+}
+
+// alter grows a topic, unless partitions is 0, and changes its configuration.
+func (s *topicSet) alter(ctx context.Context, name string, partitions int32, changes map[string]string) error {
+	return s.change(ctx, func() error {
+		old, err := s.get(name)
+		if err != nil {
+			return err
+		}
+		stored := old.stored
+		stored.Config = mergeConfig(stored.Config, changes)
+		if partitions != 0 {
+			if err := checkPartitionCount(partitions); err != nil {
+				return err
+			}
+			if partitions < stored.Partitions {
+				return fmt.Errorf("%w: partitions %d: %s has %d, and partitions cannot be taken away", ErrInvalidRequest, partitions, name, stored.Partitions)
+			}
+			stored.Partitions = partitions
+		}
+		if _, err := s.config.parseTopicConfig(stored.Config); err != nil {
+			return err
+		}
+		if err := s.storage.PutTopic(ctx, stored); err != nil {
+			return err
+		}
+		t, err := s.open(ctx, stored, old.partitions)
+		if err != nil {
+			return errors.Join(err, s.storage.PutTopic(ctx, old.stored))
+		}
+		t.turn = old.turn
+		for _, p := range old.partitions {
+			p.log.Configure(t.config.log)
+		}
+		return s.publish(t, old)
+	})
+}
+
+// remove deletes a topic. Those who wait for its partitions learn of it.
+func (s *topicSet) remove(ctx context.Context, name string) error {
+	return s.change(ctx, func() error {
+		t, err := s.get(name)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.topics, name)
+		s.mu.Unlock()
+		for _, p := range t.partitions {
+			err = errors.Join(err, p.close())
+		}
+		return errors.Join(err, s.storage.DeleteTopic(ctx, name))
+	})
+}
+
+// get returns a topic; the error is ErrTopicNotFound with its name, or ErrClosed.
+func (s *topicSet) get(name string) (*topic, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if t := s.topics[name]; t != nil {
+		return t, nil
+	}
+	if s.closed {
+		return nil, ErrClosed
+	}
+	return nil, fmt.Errorf("%w: %s", ErrTopicNotFound, shorten(name))
+}
+
+// getOrCreate is get for a producer: it creates the topic if the broker does so.
+func (s *topicSet) getOrCreate(ctx context.Context, name string) (*topic, error) {
+	t, err := s.get(name)
+	if s.config.autoCreate == 0 || !errors.Is(err, ErrTopicNotFound) {
+		return t, err
+	}
+	if err := s.create(ctx, name, s.config.autoCreate, nil); err != nil && !errors.Is(err, ErrTopicExists) {
+		return nil, err
+	}
+	return s.get(name)
+}
+
+// partition returns one partition of a topic.
+func (t *topic) partition(id int32) (*partition, error) {
+	if id < 0 || int(id) >= len(t.partitions) {
+		return nil, fmt.Errorf("%w: partition %d, %s has %d", ErrPartitionNotFound, id, t.stored.Name, len(t.partitions))
+	}
+	return t.partitions[id], nil
+}
+
+// names returns the topics in order.
+func (s *topicSet) names() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Sorted(maps.Keys(s.topics))
+}
+
+// all returns every partition.
+func (s *topicSet) all() []*partition {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var ps []*partition
+	for _, t := range s.topics {
+		ps = append(ps, t.partitions...)
+	}
+	return ps
+}
+
+// expire applies retention to every log.
+func (s *topicSet) expire(now time.Time, report func(p *partition, err error)) {
+	for _, p := range s.all() {
+		if err := p.log.Expire(now); err != nil {
+			report(p, err)
+		}
+	}
+}
+
+// close closes every log; no topic can be found or made afterwards.
+func (s *topicSet) close() error {
+	s.mu.Lock()
+	s.closed = true
+	topics := s.topics
+	s.topics = make(map[string]*topic)
+	s.mu.Unlock()
+	var errs []error
+	for _, t := range topics {
+		for _, p := range t.partitions {
+			errs = append(errs, p.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// changed returns a channel that is closed when the log grows or is closed. Whoever
+// waits takes it before looking at the log.
+func (p *partition) changed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wake == nil {
+		p.wake = make(chan struct{})
+		if p.closed {
+			close(p.wake)
+		} else {
+			p.waiting.Store(true)
+		}
+	}
+	return p.wake
+}
+
+// advanced wakes those who wait; the log calls it after it has grown.
+func (p *partition) advanced() {
+	if !p.waiting.Load() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wakeLocked()
+}
+
+func (p *partition) wakeLocked() {
+	if p.wake != nil && p.waiting.Load() {
+		p.waiting.Store(false)
+		close(p.wake)
+		p.wake = nil
+	}
+}
+
+// close closes the log and wakes those who wait, who will find it closed.
+func (p *partition) close() error {
+	err := p.log.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.wakeLocked()
+	return err
+}

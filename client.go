@@ -1,0 +1,327 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Client is one pool of connections, one metadata cache and one set of metrics, and
+// what producers, consumers and admin handles are derived from. It is safe for
+// concurrent use.
+type Client struct {
+	cfg      config
+	metrics  *Metrics
+	pool     *pool
+	metadata *metadataCache
+	warn     *warner
+	embedded embeddedBroker // its functions are nil without WithEmbeddedBroker
+	turn     atomic.Uint32  // round robin over brokers
+
+	ctx    context.Context //nolint:containedctx // ends when the client is closed
+	cancel context.CancelCauseFunc
+
+	mu      sync.Mutex // guards the following
+	handles map[handle]struct{}
+	closed  bool
+	closing chan struct{} // closed when Close has done its work
+}
+
+// handle is what a Client closes before itself.
+type handle interface{ Close() error }
+
+// New returns a client for the brokers of [WithBrokers]. It checks the options and
+// does not touch the network: connections are opened when they are first needed.
+// The error wraps [ErrInvalidConfig] and names the option.
+func New(opts ...Option) (*Client, error) {
+	base := defaultConfig()
+	cfg, err := base.with(opts...)
+	if err != nil {
+		return nil, err
+	}
+	var embedded embeddedBroker
+	if cfg.embed != nil {
+		if embedded, err = cfg.embed(&cfg); err != nil {
+			return nil, err
+		}
+		cfg.brokers, cfg.dial = []string{embeddedAddr}, embedded.dial
+	}
+	c := &Client{
+		cfg: cfg, metrics: new(Metrics), warn: newWarner(cfg.logger), embedded: embedded,
+		handles: make(map[handle]struct{}), closing: make(chan struct{}),
+	}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	t := transport{dial: cfg.dial, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes}
+	c.pool = newPool(t, cfg.maxConnections, cfg.connectionTimeout, &c.metrics.Connection, c.warn)
+	c.metadata = newMetadataCache(c.ctx, cfg.metadataMaxAge)
+	c.metadata.fetch = c.fetchMetadata
+	c.metadata.addrOfNode = c.pool.addrOfNode
+	return c, nil
+}
+
+// Metrics returns the client's counters.
+func (c *Client) Metrics() *Metrics { return c.metrics }
+
+// Status says how things stand with the brokers.
+func (c *Client) Status() Status {
+	if c.ctx.Err() != nil {
+		return Status{Text: "closed"}
+	}
+	return c.pool.state()
+}
+
+// Ping asks the brokers in turn until one answers. The error wraps [ErrNoBroker] if
+// none can be reached.
+func (c *Client) Ping(ctx context.Context) error {
+	err := c.round(ctx, route{repeatable: true}, c.cfg.requestTimeout, &clusterInfoRequest{}, &clusterInfoResponse{})
+	if be := (*BrokerError)(nil); errors.As(err, &be) {
+		return nil // A broker that refuses the question is there.
+	}
+	return c.waitFailed(ctx, "ping", err)
+}
+
+// Close closes every handle as its own Close would, then the connections, and then
+// the broker of [WithEmbeddedBroker]. Calls under way fail with [ErrClosed]. It may
+// be called more than once and concurrently; every call returns when all is closed.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		<-c.closing
+		return nil
+	}
+	c.closed = true
+	handles := c.handles
+	c.handles = nil
+	c.mu.Unlock()
+	defer close(c.closing)
+
+	var errs []error
+	for h := range handles {
+		errs = append(errs, h.Close())
+	}
+	c.cancel(ErrClosed)
+	c.pool.close()
+	c.metadata.close()
+	if c.embedded.close != nil {
+		errs = append(errs, c.embedded.close())
+	}
+	return errors.Join(errs...)
+}
+
+// register adds a handle to those that Close closes.
+func (c *Client) register(h handle) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	c.handles[h] = struct{}{}
+	return nil
+}
+
+// unregister takes a handle out that was closed.
+func (c *Client) unregister(h handle) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.handles, h)
+}
+
+// route says where a request goes and what may be done with it.
+type route struct {
+	topic      string // if set, the leader of topic and partition is asked first
+	partition  int32
+	held       bool          // the broker may hold it
+	hold       time.Duration // for how long; comes on top of the request timeout
+	repeatable bool          // carrying it out twice does no harm
+	feature    string        // that the broker must have announced
+}
+
+// round sends a request to one broker after the other until one answers, and
+// decodes the answer into resp. A request that may have been carried out goes to
+// the next one only if it is repeatable. No single wait exceeds limit.
+func (c *Client) round(ctx context.Context, r route, limit time.Duration, req request, resp response) error {
+	var buf [4]string
+	addrs := c.candidates(buf[:0], r)
+	var last error
+	reached := false
+	for _, addr := range addrs {
+		err := c.once(ctx, r, addr, len(addrs) > 1, limit, req, resp)
+		if err == nil || !connectionFault(err) {
+			return err
+		}
+		last = err
+		if !unsent(err) {
+			reached = true
+			if !r.repeatable {
+				return err
+			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	if reached {
+		return last
+	}
+	return fmt.Errorf("%w: %w", ErrNoBroker, last)
+}
+
+// candidates appends the addresses to ask: the leader if it is known, then the
+// client's brokers, each call beginning with the next.
+func (c *Client) candidates(dst []string, r route) []string {
+	if r.topic != "" {
+		if addr := c.metadata.leaderAddr(r.topic, r.partition); addr != "" {
+			dst = append(dst, addr)
+		}
+	}
+	seeds := c.cfg.brokers
+	turn := 0
+	if len(seeds) > 1 {
+		turn = int(c.turn.Add(1) % uint32(len(seeds)))
+	}
+	for i := range seeds {
+		addr := seeds[(turn+i)%len(seeds)]
+		if len(dst) == 0 || dst[0] != addr {
+			dst = append(dst, addr)
+		}
+	}
+	return dst
+}
+
+// once sends a request to one broker.
+func (c *Client) once(ctx context.Context, r route, addr string, others bool, limit time.Duration, req request, resp response) error {
+	patience := limit
+	if others {
+		patience = min(patience, brokerPatience)
+	}
+	conn, err := c.pool.get(ctx, addr, r.held, others, patience)
+	if err != nil {
+		return err
+	}
+	defer c.pool.put(conn)
+	if r.feature != "" && !conn.supports(r.feature) {
+		return &BrokerError{
+			Addr: addr, Request: req.kind().String(), condition: ErrUnsupported,
+			Message: "not supported, the broker has not announced " + r.feature,
+		}
+	}
+	k, err := conn.begin(ctx, req, min(limit, c.cfg.requestTimeout)+r.hold)
+	if err != nil {
+		return err
+	}
+	return conn.finish(ctx, k, resp)
+}
+
+// faultBackoff is the wait between rounds in which no broker could be reached.
+var faultBackoff = backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond} //nolint:gochecknoglobals // a constant in all but syntax
+
+// retryPolicy bounds how often and how long something is tried again.
+type retryPolicy struct {
+	what     string        // for errors: "send to demo/3"
+	topic    string        // whose metadata is forgotten when it proves wrong
+	refusals int           // tries after an answer that may get better
+	faults   int           // tries after a connection fault; -1: until the deadline
+	backoff  backoff       // after refusals
+	deadline time.Time     // zero: none
+	stop     chan struct{} // ends waits when closed; nil: never
+	onRetry  func(error)   // called before each wait; may be nil
+}
+
+// retry calls try until it succeeds or p says that it is enough. try gets the time
+// that is left.
+func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Duration) error) error {
+	refusals, faults := 0, 0
+	for {
+		left := time.Duration(1<<63 - 1)
+		if !p.deadline.IsZero() {
+			left = time.Until(p.deadline)
+		}
+		err := try(left)
+		if err == nil || ctx.Err() != nil || !retriable(err) {
+			return c.waitFailed(ctx, p.what, err)
+		}
+		if p.topic != "" && !connectionFault(err) {
+			c.metadata.forget(p.topic)
+		}
+		var wait time.Duration
+		if connectionFault(err) {
+			faults++
+			wait = faultBackoff.before(faults)
+			if p.faults >= 0 && faults > p.faults {
+				return err
+			}
+		} else {
+			refusals++
+			wait = p.backoff.before(refusals)
+			if refusals > p.refusals {
+				return err
+			}
+		}
+		if !p.deadline.IsZero() && time.Until(p.deadline) <= wait {
+			return &waitError{what: p.what, state: c.pool.state().String(), end: context.DeadlineExceeded, last: err}
+		}
+		if p.onRetry != nil {
+			p.onRetry(err)
+		}
+		if !pause(ctx, p.stop, wait) {
+			if ctx.Err() == nil {
+				return &waitError{what: p.what, end: ErrClosed, last: err}
+			}
+			return &waitError{what: p.what, state: c.pool.state().String(), end: context.Cause(ctx), last: err}
+		}
+	}
+}
+
+// waitFailed says what was waited for, if it is ctx that ended a wait.
+func (c *Client) waitFailed(ctx context.Context, what string, err error) error {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+		return err
+	}
+	return &waitError{what: what, state: c.pool.state().String(), end: context.Cause(ctx)}
+}
+
+// ask sends a request that is not a message: it is tried again a few times if that
+// can do no harm.
+func (c *Client) ask(ctx context.Context, r route, req request, resp response) error {
+	p := retryPolicy{
+		what: req.kind().String(), topic: r.topic, refusals: 3, faults: 3,
+		backoff: backoff{100 * time.Millisecond, time.Second},
+	}
+	if c.ctx.Err() != nil {
+		return ErrClosed
+	}
+	var final error
+	err := c.retry(ctx, p, func(left time.Duration) error {
+		err := c.round(ctx, r, min(left, c.cfg.requestTimeout), req, resp)
+		if err != nil && !r.repeatable && connectionFault(err) && !unsent(err) {
+			// It may have been carried out: saying so beats doing it twice.
+			final = err
+			return nil
+		}
+		return err
+	})
+	if final != nil {
+		return final
+	}
+	return err
+}
+
+// fetchMetadata asks for one topic, and for the cluster's nodes to understand the
+// answer.
+func (c *Client) fetchMetadata(ctx context.Context, topic string, create bool) (*topicEntry, error) {
+	limit := c.cfg.requestTimeout
+	var resp metadataResponse
+	req := &metadataRequest{Topics: []string{topic}, AutoCreate: create}
+	if err := c.round(ctx, route{repeatable: true}, limit, req, &resp); err != nil {
+		return nil, err
+	}
+	var info clusterInfoResponse
+	if err := c.round(ctx, route{repeatable: true}, limit, &clusterInfoRequest{}, &info); err != nil && connectionFault(err) {
+		return nil, err
+	}
+	return newTopicEntry(topic, &resp, info.Nodes)
+}

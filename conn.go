@@ -1,0 +1,584 @@
+package robust
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// A connection on which nothing has come for pingAfter is asked for a sign of
+	// life, and given up if there is none within pingTimeout more.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 5 * time.Second
+	// helloTimeout is how long a broker may be silent before the other form of
+	// the protocol is tried.
+	helloTimeout = 2 * time.Second
+	// maxAbandoned is how many answers may be missing, to calls that nobody waits
+	// for any more, before the connection is given up.
+	maxAbandoned = 1024
+	// maxQueuedBytes is how much may wait to be written before callers wait.
+	maxQueuedBytes = 4 << 20
+)
+
+// Causes of a connection's end that nothing else names.
+var (
+	errNoAnswer  = errors.New("no answer in time")
+	errSilent    = errors.New("broker is silent")
+	errAbandoned = errors.New("a call was given up before its answer came")
+	errForgotten = errors.New("too many requests were never answered")
+)
+
+// call is one request under way.
+type call struct {
+	kind     requestType
+	sequence uint64        // its place in conn.inflight
+	deadline time.Time     // when it fails for want of an answer
+	done     chan struct{} // gets one token when the fields below are set
+
+	resp wireResponse // its parts are the call's own
+	body []byte       // backs resp.payload
+	err  error        // a *ConnError, when there is no response
+
+	abandoned bool // nobody waits; guarded by conn.mu
+}
+
+// conn is one connection to one broker. readLoop and the frameWriter's run go from
+// start until closeWith; whoever starts it waits for them.
+type conn struct {
+	addr     string   // immutable, as all up to out
+	nc       net.Conn // written through out, read by readLoop, closed by closeWith
+	in       *frameReader
+	form     Protocol
+	peer     clusterInfoResponse // what the hello was answered; empty if it was not
+	maxFrame int                 // what the broker takes
+	held     bool                // serves requests that a broker may hold
+	idPrefix string              // the first 24 characters of this connection's request IDs
+	onClose  func(*conn, error)  // called once, without locks
+	born     time.Time
+	out      *frameWriter
+
+	sequence atomic.Uint64 // the rest of a request ID
+	lastRead atomic.Int64  // when a frame came last, as time since born
+
+	done chan struct{} // closed by closeWith, after cause is set
+
+	taken bool // a caller has it to itself; guarded by pool.mu
+
+	mu        sync.Mutex       // guards the following; never held across I/O
+	inflight  map[uint64]*call // by sequence; nil once closed
+	abandoned int              // how many of inflight nobody waits for
+	ping      *call            // the one under way, nil if none
+	timer     *time.Timer      // runs check
+	timerAt   time.Time
+	cause     error // why done was closed
+}
+
+// transport is how connections are opened; the pool has one.
+type transport struct {
+	dial     dialFunc
+	protocol Protocol
+	maxFrame int
+}
+
+// helloResult is what came of one hello.
+type helloResult int
+
+const (
+	helloAnswered helloResult = iota
+	helloRefused              // an answer, but no
+	helloFailed               // no answer that could be read
+)
+
+// connect opens a connection and finds out what the broker speaks, beginning with
+// guess (ProtocolAuto for none). It returns a conn that is not started yet, and
+// the form to guess next time: one that the broker has answered in, or guess.
+func (t *transport) connect(ctx context.Context, addr string, guess Protocol) (*conn, Protocol, error) {
+	switch t.protocol {
+	case ProtocolV0:
+		c, err := t.open(ctx, addr)
+		if err == nil {
+			c.form = ProtocolV0
+		}
+		return c, ProtocolV0, err
+	case ProtocolV1:
+		c, _, err := t.try(ctx, addr, ProtocolV1, 0)
+		if err != nil && c != nil {
+			_ = c.nc.Close() // The hello's failure is what counts.
+			c = nil
+		}
+		return c, ProtocolV1, err
+	default:
+	}
+	if guess == ProtocolV0 {
+		if c, result, err := t.try(ctx, addr, ProtocolV0, helloTimeout); result == helloAnswered {
+			return c, c.form, err
+		} else if c != nil {
+			_ = c.nc.Close() // The hello's failure is what counts.
+		}
+	}
+	first, firstResult, firstErr := t.try(ctx, addr, ProtocolAuto, helloTimeout)
+	if firstResult == helloAnswered {
+		return first, first.form, nil
+	}
+	if first == nil || ctx.Err() != nil {
+		if first != nil {
+			_ = first.nc.Close() // As above.
+		}
+		return nil, guess, firstErr
+	}
+	second, secondResult, secondErr := t.try(ctx, addr, ProtocolV0, helloTimeout)
+	switch {
+	case secondResult == helloAnswered:
+		_ = first.nc.Close() // As above.
+		return second, second.form, nil
+	case firstResult == helloRefused && secondResult == helloRefused:
+		_ = second.nc.Close() // The first one serves.
+		return first, guess, nil
+	}
+	_ = first.nc.Close() // As above.
+	if second != nil {
+		_ = second.nc.Close() // As above.
+	}
+	if firstResult == helloFailed {
+		return nil, guess, firstErr
+	}
+	return nil, guess, secondErr
+}
+
+// open opens a connection without a word.
+func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
+	nc, err := t.dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, &ConnError{Addr: addr, Op: "dial", Err: err, unsent: true}
+	}
+	// Request IDs are UUIDs of version 8: random, but for the last 48 bits, which
+	// count. Nobody else has them, and finding a call costs no string compare.
+	id := uuid.New()
+	id[6] = id[6]&0x0f | 0x80
+	return &conn{
+		addr:     addr,
+		nc:       nc,
+		in:       &frameReader{r: nc, limit: t.maxFrame},
+		form:     ProtocolV1,
+		maxFrame: t.maxFrame,
+		idPrefix: id.String()[:24],
+		born:     time.Now(),
+		out:      newFrameWriter(nc, 0),
+		done:     make(chan struct{}),
+		inflight: make(map[uint64]*call),
+	}, nil
+}
+
+// try opens a connection and says hello in one form, waiting for at most limit, or
+// as long as ctx lasts if that is 0. The conn is nil only if none could be opened.
+func (t *transport) try(ctx context.Context, addr string, form Protocol, limit time.Duration) (*conn, helloResult, error) {
+	c, err := t.open(ctx, addr)
+	if err != nil {
+		return nil, helloFailed, err
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	// Moving the deadline into the past is what interrupts a read on every kind
+	// of connection.
+	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetDeadline(time.Unix(1, 0)) })
+	result, err := c.hello(form)
+	if !stop() || ctx.Err() != nil {
+		return c, helloFailed, &ConnError{Addr: addr, Op: "hello", Err: fmt.Errorf("%w: %w", errNoAnswer, context.Cause(ctx)), unsent: true}
+	}
+	return c, result, err
+}
+
+// hello asks for ClusterInfo: in both forms at once, or in one. A refusal is no
+// error: a broker need not know the request.
+func (c *conn) hello(form Protocol) (helloResult, error) {
+	id := c.requestID(c.sequence.Add(1))
+	var frame []byte
+	var err error
+	if form == ProtocolAuto {
+		frame = appendHello(nil, id)
+	} else if frame, err = appendRequest(nil, form, id, requestClusterInfo, &clusterInfoRequest{}); err != nil {
+		return helloFailed, err
+	}
+	fail := func(err error) (helloResult, error) {
+		return helloFailed, &ConnError{Addr: c.addr, Op: "hello", Err: err, unsent: true}
+	}
+	if _, err := c.nc.Write(frame); err != nil {
+		return fail(err)
+	}
+	answer, err := c.in.next()
+	if err != nil {
+		return fail(err)
+	}
+	var resp wireResponse
+	if err := resp.decode(answer); err != nil {
+		return fail(err)
+	}
+	if string(resp.id) != id && (len(resp.id) > 0 || resp.success) {
+		return fail(fmt.Errorf("%w: answer to %q, asked as %q", ErrMalformed, resp.id, id))
+	}
+	if len(resp.id) == 0 {
+		// A broker that cannot serve the connection at all says so without ID.
+		return fail(c.refusalOf(requestClusterInfo, &resp, ""))
+	}
+	if !resp.success {
+		return helloRefused, nil
+	}
+	c.form = resp.form
+	if len(resp.payload) == 0 && form == ProtocolV0 {
+		c.form = ProtocolV0
+	}
+	if err := decodePayload(resp.payload, &c.peer); err != nil {
+		return fail(err)
+	}
+	if c.peer.Protocol == ProtocolV1.String() {
+		// It was asked in v0 after a failure, but knows better.
+		c.form = ProtocolV1
+	}
+	if l := c.peer.Limits; l != nil && l.MaxFrameBytes > 0 {
+		c.maxFrame = min(c.maxFrame, l.MaxFrameBytes)
+	}
+	return helloAnswered, nil
+}
+
+// supports tells whether the broker announced a feature.
+func (c *conn) supports(feature string) bool { return slices.Contains(c.peer.Features, feature) }
+
+// start begins serving calls, with goroutines that running counts.
+func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
+	c.onClose = onClose
+	c.lastRead.Store(int64(time.Since(c.born)))
+	c.mu.Lock()
+	c.timerAt = time.Now().Add(pingAfter)
+	c.timer = time.AfterFunc(pingAfter, c.check)
+	c.mu.Unlock()
+	running.Go(c.readLoop)
+	running.Go(func() { c.out.run(c.done) })
+}
+
+// load is how many calls are in flight, those that nobody waits for included.
+func (c *conn) load() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.inflight)
+}
+
+func (c *conn) requestID(sequence uint64) string {
+	var b [36]byte
+	copy(b[:], c.idPrefix)
+	var tail [6]byte
+	for i := range tail {
+		tail[i] = byte(sequence >> (40 - 8*i))
+	}
+	hex.Encode(b[24:], tail[:])
+	return string(b[:])
+}
+
+// sequenceOf is the inverse of requestID.
+func (c *conn) sequenceOf(id []byte) (uint64, bool) {
+	if len(id) != 36 || string(id[:24]) != c.idPrefix {
+		return 0, false
+	}
+	var tail [6]byte
+	if _, err := hex.Decode(tail[:], id[24:]); err != nil {
+		return 0, false
+	}
+	var sequence uint64
+	for _, b := range tail {
+		sequence = sequence<<8 | uint64(b)
+	}
+	return sequence, true
+}
+
+// begin sends a request, to be answered within timeout; finish waits for the
+// answer. A request that is too large for the broker fails here. begin waits only
+// while more is queued than the network takes.
+func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*call, error) {
+	for room := c.out.room(maxQueuedBytes); room != nil; room = c.out.room(maxQueuedBytes) {
+		select {
+		case <-room:
+		case <-c.done:
+			return nil, c.closedError(true)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	sequence := c.sequence.Add(1)
+	frame, err := appendRequest(nil, c.form, c.requestID(sequence), req.kind(), req)
+	if err != nil {
+		return nil, err
+	}
+	if len(frame) > c.maxFrame {
+		return nil, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, req.kind(), len(frame), c.maxFrame)
+	}
+	k := &call{kind: req.kind(), sequence: sequence, deadline: time.Now().Add(timeout), done: make(chan struct{}, 1)}
+	first, ok := c.register(k)
+	if !ok {
+		return nil, c.closedError(true)
+	}
+	// With nothing else in flight the broker has read all that was sent before,
+	// so a small frame cannot block, and the caller may write it itself.
+	if first && len(frame) <= inlineWrite && c.writesAtOnce() {
+		err = c.out.sendInline(frame)
+	} else {
+		err = c.out.send(frame)
+	}
+	if err != nil {
+		// The call is answered by closeWith like every other one.
+		c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
+	}
+	return k, nil
+}
+
+// writesAtOnce tells whether a small write to an idle connection returns at once.
+// Of a connection that somebody else made nothing is known: net.Pipe, for one,
+// blocks every write until it is read.
+func (c *conn) writesAtOnce() bool {
+	switch c.nc.(type) {
+	case *net.TCPConn, *pipeConn:
+		return true
+	default:
+		return false
+	}
+}
+
+// register puts a call in flight; first tells that it is the only one.
+func (c *conn) register(k *call) (first, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inflight == nil {
+		return false, false
+	}
+	c.inflight[k.sequence] = k
+	if k.deadline.Before(c.timerAt) {
+		c.timerAt = k.deadline
+		c.timer.Reset(time.Until(k.deadline))
+	}
+	return len(c.inflight) == 1, true
+}
+
+// finish waits for the answer to k and decodes it into resp. The error is a
+// *BrokerError if the broker refused, a *ConnError if the connection failed, or
+// ctx's cause.
+func (c *conn) finish(ctx context.Context, k *call, resp response) error {
+	select {
+	case <-k.done:
+	default:
+		select {
+		case <-k.done:
+		case <-ctx.Done():
+			c.abandon(k)
+			return context.Cause(ctx)
+		}
+	}
+	if k.err != nil {
+		return k.err
+	}
+	decodeErr := decodePayload(k.resp.payload, resp)
+	if !k.resp.success || resp.refusal() != "" {
+		return c.refusalOf(k.kind, &k.resp, resp.refusal())
+	}
+	if decodeErr != nil {
+		return fmt.Errorf("robust: %s: broker %s: %w", k.kind, c.addr, decodeErr)
+	}
+	return nil
+}
+
+// refusalOf makes the error of an answer that says no.
+func (c *conn) refusalOf(kind requestType, resp *wireResponse, text string) error {
+	if resp.errText != "" {
+		text = resp.errText
+	}
+	if text == "" {
+		text = "refused without a reason"
+	}
+	return &BrokerError{
+		Addr: c.addr, Request: kind.String(), Message: text,
+		condition: conditionOf(resp.errCode, text), again: resp.retriable,
+	}
+}
+
+// abandon gives up waiting for k. Its answer is dropped when it comes; on a v0
+// connection nothing could be sent before that, so it is closed.
+func (c *conn) abandon(k *call) {
+	c.mu.Lock()
+	if !k.abandoned && c.inflight[k.sequence] == k {
+		k.abandoned = true
+		c.abandoned++
+	}
+	many := c.abandoned > maxAbandoned
+	c.mu.Unlock()
+	switch {
+	case c.form == ProtocolV0:
+		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errAbandoned})
+	case many:
+		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errForgotten})
+	}
+}
+
+// readLoop gives each answer to its call.
+func (c *conn) readLoop() {
+	var resp wireResponse
+	for {
+		frame, err := c.in.next()
+		if err == nil {
+			c.lastRead.Store(int64(time.Since(c.born)))
+			err = resp.decode(frame)
+		}
+		if err == nil && len(resp.id) == 0 && !resp.success {
+			// Not about one request: the broker cannot go on.
+			err = c.refusalOf(requestUnknown, &resp, "")
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("broker closed the connection")
+			}
+			c.closeWith(&ConnError{Addr: c.addr, Op: "read", Err: err})
+			return
+		}
+		c.deliver(&resp)
+	}
+}
+
+// deliver hands resp to the call that it answers. An answer that no call waits
+// for, because its ID is not ours or was answered before, is dropped.
+func (c *conn) deliver(resp *wireResponse) {
+	sequence, ok := c.sequenceOf(resp.id)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	k := c.inflight[sequence]
+	delete(c.inflight, sequence)
+	if k != nil && k == c.ping {
+		c.ping = nil
+	}
+	if k == nil || k.abandoned {
+		if k != nil {
+			c.abandoned--
+		}
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	k.body = append(k.body[:0], resp.payload...)
+	k.resp = wireResponse{
+		success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
+		form: resp.form, payload: k.body,
+	}
+	k.done <- struct{}{}
+}
+
+// check runs when something may be due: an answer that did not come in time, a
+// sign of life to ask for, or one that did not come.
+func (c *conn) check() {
+	now := time.Now()
+	c.mu.Lock()
+	if c.inflight == nil {
+		c.mu.Unlock()
+		return
+	}
+	next := now.Add(pingAfter)
+	for _, k := range c.inflight {
+		switch {
+		case k.abandoned:
+		case !k.deadline.After(now):
+			k.abandoned = true
+			c.abandoned++
+			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
+			k.done <- struct{}{}
+		case k.deadline.Before(next):
+			next = k.deadline
+		}
+	}
+	heard := c.born.Add(time.Duration(c.lastRead.Load()))
+	silence := now.Sub(heard)
+	waits := c.form == ProtocolV0 && len(c.inflight) > 0
+	lockStepFailed := waits && c.abandoned > 0
+	dead := c.ping != nil && silence >= pingAfter+pingTimeout
+	ask := c.ping == nil && silence >= pingAfter && !waits
+	var pingID uint64
+	if ask {
+		pingID = c.sequence.Add(1)
+		c.ping = &call{kind: requestClusterInfo, sequence: pingID, deadline: now.Add(time.Hour), done: make(chan struct{}, 1)}
+		c.inflight[pingID] = c.ping
+	}
+	due := heard.Add(pingAfter)
+	if c.ping != nil {
+		due = heard.Add(pingAfter + pingTimeout)
+	}
+	if due.After(now) && due.Before(next) {
+		next = due
+	}
+	c.timerAt = next
+	c.timer.Reset(next.Sub(now))
+	c.mu.Unlock()
+
+	switch {
+	case dead:
+		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errSilent})
+	case lockStepFailed:
+		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer})
+	case ask:
+		frame, err := appendRequest(nil, c.form, c.requestID(pingID), requestClusterInfo, &clusterInfoRequest{})
+		if err == nil {
+			err = c.out.send(frame)
+		}
+		if err != nil {
+			c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
+		}
+	}
+}
+
+// closeWith ends the connection; every call in flight fails with cause. Only the
+// first call of closeWith counts.
+func (c *conn) closeWith(cause error) {
+	c.mu.Lock()
+	calls := c.inflight
+	if calls == nil {
+		c.mu.Unlock()
+		return
+	}
+	c.inflight = nil
+	c.cause = cause
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.mu.Unlock()
+	close(c.done)
+	_ = c.nc.Close() // Nothing depends on how a broken connection closes.
+	for _, k := range calls {
+		if !k.abandoned {
+			k.err = cause
+			k.done <- struct{}{}
+		}
+	}
+	if c.onClose != nil {
+		c.onClose(c, cause)
+	}
+}
+
+// closedError is the error of a call that came too late.
+func (c *conn) closedError(notSent bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ce *ConnError
+	if errors.As(c.cause, &ce) {
+		e := *ce
+		e.unsent = notSent
+		return &e
+	}
+	return c.cause
+}

@@ -1,0 +1,388 @@
+package robust
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"time"
+)
+
+// Option configures a [Client]. Options of producers and consumers are Options
+// too: given to [New] they are the default of every handle, given to a handle
+// they override it.
+type Option interface{ apply(c *config) }
+
+// ProducerOption configures a [SyncProducer], or, given to [New], every producer.
+type ProducerOption interface {
+	Option
+	producerOption()
+}
+
+// ConsumerOption configures a [PartitionConsumer], or, given to [New], every
+// consumer.
+type ConsumerOption interface {
+	Option
+	consumerOption()
+}
+
+// BrokerOption configures a [Broker].
+type BrokerOption interface{ applyBroker(c *brokerConfig) }
+
+// SharedOption configures either end.
+type SharedOption interface {
+	Option
+	BrokerOption
+}
+
+type clientOption func(*config)
+
+func (f clientOption) apply(c *config) { f(c) }
+
+type producerOption func(*config)
+
+func (f producerOption) apply(c *config) { f(c) }
+func (producerOption) producerOption()   {}
+
+type consumerOption func(*config)
+
+func (f consumerOption) apply(c *config) { f(c) }
+func (consumerOption) consumerOption()   {}
+
+type sharedOption func(*sharedConfig)
+
+func (f sharedOption) apply(c *config)             { f(&c.sharedConfig) }
+func (f sharedOption) applyBroker(c *brokerConfig) { f(&c.sharedConfig) }
+
+// sharedConfig is what client and broker have in common.
+type sharedConfig struct {
+	logger        *slog.Logger // never nil once defaults are set
+	maxFrameBytes int
+}
+
+// config is everything that can be said to New and to a handle. It is copied for
+// each handle and not changed after validate.
+type config struct {
+	sharedConfig
+
+	brokers           []string
+	clientID          string
+	dial              dialFunc
+	connectionTimeout time.Duration
+	requestTimeout    time.Duration
+	maxConnections    int
+	protocol          Protocol
+	metadataMaxAge    time.Duration
+	// embed starts the broker of WithEmbeddedBroker; nil without.
+	embed func(*config) (embeddedBroker, error)
+
+	// Producers.
+	retries         int
+	retryBackoff    time.Duration
+	deliveryTimeout time.Duration
+	partitioner     Partitioner
+
+	// Consumers.
+	startOffset      int64
+	startTime        time.Time // zero: startOffset counts
+	fetchMaxMessages int
+	fetchMinBytes    int
+	fetchMaxBytes    int
+	fetchMaxWait     time.Duration
+	pollInterval     time.Duration
+	messageBuffer    int
+	outOfRange       OutOfRangePolicy
+}
+
+// brokerConfig is everything that can be said to NewBroker.
+type brokerConfig struct {
+	sharedConfig
+
+	nodeID         string
+	advertisedAddr string // "": the accepted connection's local address
+	storage        Storage
+	topics         []StoredTopic // made at the start unless they are there
+	autoCreate     int32         // partitions of topics made on first use; 0: none are
+	retentionAge   time.Duration // 0: for ever
+	retentionBytes int64         // 0: no limit
+	maxConnections int
+}
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// embeddedBroker is a broker in this process, as a client needs it.
+type embeddedBroker struct {
+	dial  dialFunc
+	close func() error
+}
+
+func defaultConfig() config {
+	return config{
+		sharedConfig:      defaultSharedConfig(),
+		brokers:           []string{DefaultAddr},
+		clientID:          "robust",
+		dial:              new(net.Dialer).DialContext,
+		connectionTimeout: 30 * time.Second,
+		requestTimeout:    30 * time.Second,
+		maxConnections:    5,
+		metadataMaxAge:    time.Minute,
+		retries:           3,
+		retryBackoff:      100 * time.Millisecond,
+		deliveryTimeout:   time.Minute,
+		partitioner:       HashPartitioner(),
+		startOffset:       OffsetOldest,
+		fetchMaxMessages:  500,
+		fetchMinBytes:     1,
+		fetchMaxBytes:     1 << 20,
+		fetchMaxWait:      500 * time.Millisecond,
+		pollInterval:      100 * time.Millisecond,
+		messageBuffer:     100,
+	}
+}
+
+func defaultSharedConfig() sharedConfig {
+	return sharedConfig{logger: slog.Default(), maxFrameBytes: defaultMaxFrameBytes}
+}
+
+// limit is one row of a validate table.
+type limit struct {
+	option string
+	ok     bool
+	got    any
+	want   string
+}
+
+// checkLimits returns an error that names the first option whose value is wrong.
+func checkLimits(rows []limit) error {
+	for _, r := range rows {
+		if !r.ok {
+			return fmt.Errorf("%w: %s(%v): want %s", ErrInvalidConfig, r.option, r.got, r.want)
+		}
+	}
+	return nil
+}
+
+func (c *sharedConfig) limits() []limit {
+	return []limit{
+		{"WithMaxFrameBytes", c.maxFrameBytes >= minMaxFrameBytes && c.maxFrameBytes <= math.MaxInt32, c.maxFrameBytes, "4096 to 2147483647"},
+	}
+}
+
+// validate checks every limit, whoever set the value.
+func (c *config) validate() error {
+	return checkLimits(append(c.limits(), []limit{
+		{"WithBrokers", len(c.brokers) > 0, c.brokers, "at least one address"},
+		{"WithBrokers", addressesValid(c.brokers), c.brokers, "addresses of the form host:port"},
+		{"WithClientID", c.clientID != "" && len(c.clientID) <= 249, c.clientID, "1 to 249 bytes"},
+		{"WithDialer", c.dial != nil, "nil", "a function"},
+		{"WithConnectionTimeout", c.connectionTimeout > 0, c.connectionTimeout, "more than 0"},
+		{"WithRequestTimeout", c.requestTimeout > 0, c.requestTimeout, "more than 0"},
+		{"WithMaxConnections", c.maxConnections > 0 && c.maxConnections <= 1000, c.maxConnections, "1 to 1000"},
+		{"WithProtocol", c.protocol <= ProtocolV0, c.protocol, "ProtocolAuto, ProtocolV1 or ProtocolV0"},
+		{"WithMetadataMaxAge", c.metadataMaxAge > 0, c.metadataMaxAge, "more than 0"},
+		{"WithRetries", c.retries >= 0, c.retries, "0 or more"},
+		{"WithRetryBackoff", c.retryBackoff >= 0, c.retryBackoff, "0 or more"},
+		{"WithDeliveryTimeout", c.deliveryTimeout > 0, c.deliveryTimeout, "more than 0"},
+		{"WithPartitioner", c.partitioner != nil, "nil", "a function"},
+		{"WithStartOffset", c.startOffset >= OffsetOldest, c.startOffset, "an offset, OffsetOldest or OffsetNewest"},
+		{"WithFetchMaxMessages", c.fetchMaxMessages > 0, c.fetchMaxMessages, "more than 0"},
+		{"WithFetchMinBytes", c.fetchMinBytes > 0, c.fetchMinBytes, "more than 0"},
+		{"WithFetchMaxBytes", c.fetchMaxBytes >= c.fetchMinBytes, c.fetchMaxBytes, "at least WithFetchMinBytes"},
+		{"WithFetchMaxBytes", c.fetchMaxBytes <= c.maxFrameBytes/2, c.fetchMaxBytes, "at most half of WithMaxFrameBytes"},
+		{"WithFetchMaxWait", c.fetchMaxWait >= 0, c.fetchMaxWait, "0 or more"},
+		{"WithPollInterval", c.pollInterval > 0, c.pollInterval, "more than 0"},
+		{"WithMessageBuffer", c.messageBuffer > 0 && c.messageBuffer <= 1<<20, c.messageBuffer, "1 to 1048576"},
+		{"WithOutOfRange", c.outOfRange <= OutOfRangeFail, c.outOfRange, "OutOfRangeOldest, OutOfRangeNewest or OutOfRangeFail"},
+	}...))
+}
+
+func addressesValid(addrs []string) bool {
+	for _, a := range addrs {
+		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// with returns a copy to which opts have been applied, validated.
+func (c *config) with(opts ...Option) (config, error) {
+	d := *c
+	for _, o := range opts {
+		if o == nil {
+			return d, fmt.Errorf("%w: an option is nil", ErrInvalidConfig)
+		}
+		o.apply(&d)
+	}
+	return d, d.validate()
+}
+
+// WithBrokers sets the addresses, host:port, of the brokers to begin with
+// (default [DefaultAddr]). Others are learned from metadata.
+func WithBrokers(addrs ...string) Option {
+	return clientOption(func(c *config) { c.brokers = append([]string(nil), addrs...) })
+}
+
+// WithClientID sets the name under which brokers know the client (default
+// "robust").
+func WithClientID(id string) Option {
+	return clientOption(func(c *config) { c.clientID = id })
+}
+
+// WithDialer sets the function that opens connections (default a [net.Dialer]).
+// [Broker.Dial] fits. The context it gets ends with the connection timeout or when
+// the client is closed.
+func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
+	return clientOption(func(c *config) { c.dial = dial })
+}
+
+// WithConnectionTimeout bounds the opening of a connection, the hello included
+// (default 30s). Where a client has several brokers, a call does not wait that
+// long for one of them: after 5s it asks the next.
+func WithConnectionTimeout(d time.Duration) Option {
+	return clientOption(func(c *config) { c.connectionTimeout = d })
+}
+
+// WithRequestTimeout bounds the wait for the answer to one request (default 30s).
+// A retry has the same time again; the time for which a broker was asked to hold a
+// fetch comes on top.
+func WithRequestTimeout(d time.Duration) Option {
+	return clientOption(func(c *config) { c.requestTimeout = d })
+}
+
+// WithMaxConnections sets how many connections to each broker may be open (default
+// 5). A connection is opened only when those that are open are busy, apart from
+// one of its own for requests that a broker holds until there is data.
+func WithMaxConnections(n int) Option {
+	return clientOption(func(c *config) { c.maxConnections = n })
+}
+
+// WithProtocol fixes the form of the protocol (default [ProtocolAuto]: found out
+// when a connection is opened, and remembered for each address).
+func WithProtocol(p Protocol) Option {
+	return clientOption(func(c *config) { c.protocol = p })
+}
+
+// WithMetadataMaxAge sets the age at which what is known of a topic's partitions is
+// refreshed in the background (default 1m). An answer that shows it to be out of
+// date refreshes it at once.
+func WithMetadataMaxAge(d time.Duration) Option {
+	return clientOption(func(c *config) { c.metadataMaxAge = d })
+}
+
+// WithRetries sets how often a message that a broker refused, and that it may yet
+// take, is sent again (default 3). Zero sends once. Connections that break do not
+// count: the message is sent again until [WithDeliveryTimeout], and may then be
+// stored twice if the answer was what got lost.
+func WithRetries(n int) ProducerOption {
+	return producerOption(func(c *config) { c.retries = n })
+}
+
+// WithRetryBackoff sets the wait before the first retry (default 100ms). It
+// doubles with each further one, 20 % more or less at random.
+func WithRetryBackoff(d time.Duration) ProducerOption {
+	return producerOption(func(c *config) { c.retryBackoff = d })
+}
+
+// WithDeliveryTimeout bounds a send from the call to its result, whatever happens
+// in between: connecting, waiting, retries (default 1m). A context that ends
+// earlier ends it earlier.
+func WithDeliveryTimeout(d time.Duration) ProducerOption {
+	return producerOption(func(c *config) { c.deliveryTimeout = d })
+}
+
+// WithPartitioner sets how a message whose Partition is [PartitionAny] gets one
+// (default [HashPartitioner]).
+func WithPartitioner(p Partitioner) ProducerOption {
+	return producerOption(func(c *config) { c.partitioner = p })
+}
+
+// WithStartOffset sets where reading begins: an offset, [OffsetOldest] or
+// [OffsetNewest] (default OffsetOldest).
+func WithStartOffset(offset int64) ConsumerOption {
+	return consumerOption(func(c *config) { c.startOffset, c.startTime = offset, time.Time{} })
+}
+
+// WithStartTime begins reading at the first message whose timestamp is t or later,
+// at the high-water mark where there is none (default: [WithStartOffset] decides).
+// The broker must support ListOffsets.
+func WithStartTime(t time.Time) ConsumerOption {
+	return consumerOption(func(c *config) { c.startTime = t })
+}
+
+// WithFetchMaxMessages sets how many messages a fetch asks for at most (default
+// 500).
+func WithFetchMaxMessages(n int) ConsumerOption {
+	return consumerOption(func(c *config) { c.fetchMaxMessages = n })
+}
+
+// WithFetchMinBytes sets how many bytes of messages a fetch waits for, within
+// [WithFetchMaxWait] (default 1).
+func WithFetchMinBytes(n int) ConsumerOption {
+	return consumerOption(func(c *config) { c.fetchMinBytes = n })
+}
+
+// WithFetchMaxBytes sets how many bytes of messages a fetch asks for at most
+// (default 1 MiB). A single larger message is fetched all the same.
+func WithFetchMaxBytes(n int) ConsumerOption {
+	return consumerOption(func(c *config) { c.fetchMaxBytes = n })
+}
+
+// WithFetchMaxWait sets how long a broker may hold a fetch while there is less than
+// [WithFetchMinBytes] (default 500ms). Brokers that cannot hold a fetch are asked
+// every [WithPollInterval].
+func WithFetchMaxWait(d time.Duration) ConsumerOption {
+	return consumerOption(func(c *config) { c.fetchMaxWait = d })
+}
+
+// WithPollInterval sets how long to wait after an empty fetch from a broker that
+// cannot hold one until there is data (default 100ms).
+func WithPollInterval(d time.Duration) ConsumerOption {
+	return consumerOption(func(c *config) { c.pollInterval = d })
+}
+
+// WithMessageBuffer sets how many messages the Messages channel holds (default
+// 100). Beside them at most two fetches of [WithFetchMaxBytes] each wait.
+func WithMessageBuffer(n int) ConsumerOption {
+	return consumerOption(func(c *config) { c.messageBuffer = n })
+}
+
+// OutOfRangePolicy says what a consumer does when its position is not in the log:
+// the messages there were removed before it read them, or never existed.
+type OutOfRangePolicy uint8
+
+const (
+	// OutOfRangeOldest goes on at the oldest retained message. From beyond the
+	// high-water mark too: the log was then lost or made anew, and what is in it
+	// was not read yet.
+	OutOfRangeOldest OutOfRangePolicy = iota
+	// OutOfRangeNewest goes on at the high-water mark.
+	OutOfRangeNewest
+	// OutOfRangeFail ends the consumer.
+	OutOfRangeFail
+)
+
+// WithOutOfRange sets what a consumer does when its position is not in the log
+// (default [OutOfRangeOldest]). It reports an [OutOfRangeError] in any case.
+func WithOutOfRange(p OutOfRangePolicy) ConsumerOption {
+	return consumerOption(func(c *config) { c.outOfRange = p })
+}
+
+// WithLogger sets where failures are logged, at level Warn, each kind of failure at
+// most every 30 seconds (default [slog.Default]). What goes well is logged at
+// level Debug or not at all. Nil turns logging off.
+func WithLogger(l *slog.Logger) SharedOption {
+	return sharedOption(func(c *sharedConfig) {
+		if l == nil {
+			l = slog.New(slog.DiscardHandler)
+		}
+		c.logger = l
+	})
+}
+
+// WithMaxFrameBytes sets the largest frame to read or to send, in bytes (default 16
+// MiB). In a frame a message's key and value take a third more than their size.
+func WithMaxFrameBytes(n int) SharedOption {
+	return sharedOption(func(c *sharedConfig) { c.maxFrameBytes = n })
+}

@@ -1,0 +1,405 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// closeTimeout bounds every Close that waits for something; Shutdown waits as long
+// as its context.
+const closeTimeout = 30 * time.Second
+
+// SyncProducer sends messages and waits until a broker has stored them. It is safe
+// for concurrent use; concurrent sends share connections and writes.
+//
+// A message is stored at least once when its send succeeds. When a connection
+// breaks before the answer, the message is sent again, and it is stored twice if
+// the broker had stored it. Messages that one goroutine sends to a partition one
+// after the other are stored in that order.
+type SyncProducer struct {
+	client *Client
+	cfg    config
+
+	closing chan struct{} // closed when Close begins: nothing is tried again
+	idle    chan struct{} // closed when no send is under way after that
+
+	mu     sync.Mutex // guards the following
+	closed bool
+	sends  int       // under way
+	since  time.Time // when sends rose from 0
+}
+
+// Receipt tells where a message was stored.
+type Receipt struct {
+	Partition int32
+	Offset    int64
+	Timestamp int64 // of the message, Unix milliseconds
+}
+
+// SyncProducer returns a producer. Its options override the client's; the error
+// wraps [ErrInvalidConfig], or is [ErrClosed].
+func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
+	cfg, err := c.cfg.with(asOptions(opts)...)
+	if err != nil {
+		return nil, err
+	}
+	p := &SyncProducer{client: c, cfg: cfg, closing: make(chan struct{}), idle: make(chan struct{})}
+	if err := c.register(p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// asOptions widens a handle's options.
+func asOptions[O Option](opts []O) []Option {
+	all := make([]Option, len(opts))
+	for i, o := range opts {
+		all[i] = o
+	}
+	return all
+}
+
+// SendMessage sends m and returns where it was stored. It does not change m. See
+// [SyncProducer.Send] for the errors.
+func (p *SyncProducer) SendMessage(ctx context.Context, m *Message) (partition int32, offset int64, err error) {
+	r, err := p.Send(ctx, m)
+	if err != nil {
+		return PartitionAny, offsetNone, err
+	}
+	return r.Partition, r.Offset, nil
+}
+
+// Send sends m and returns where it was stored. A message whose Timestamp is 0 gets
+// the present time, one whose Partition is [PartitionAny] the partition that
+// [WithPartitioner] chooses. m must not be changed until Send returns.
+//
+// The wait ends with ctx or with [WithDeliveryTimeout], and the error then says what
+// was waited for; the message may have been stored all the same. A refusal is a
+// [*BrokerError], such as [ErrTopicNotFound] or [ErrMessageTooLarge].
+func (p *SyncProducer) Send(ctx context.Context, m *Message) (Receipt, error) {
+	start := time.Now()
+	if err := p.enter(start); err != nil {
+		return Receipt{}, err
+	}
+	defer p.leave()
+	r, err := p.send(ctx, m, start)
+	p.record(m, start, err)
+	return r, err
+}
+
+// record counts a result.
+func (p *SyncProducer) record(m *Message, start time.Time, err error) {
+	if err != nil {
+		p.client.metrics.Producer.RecordFailed()
+		return
+	}
+	p.client.metrics.Producer.RecordSent(m.Size(), time.Since(start))
+}
+
+// send sends one message within the delivery timeout, counted from start.
+func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (Receipt, error) {
+	req, err := p.request(m, start)
+	if err != nil {
+		return Receipt{}, err
+	}
+	policy := retryPolicy{
+		what: sendName(m), topic: m.Topic,
+		refusals: p.cfg.retries, faults: -1,
+		backoff:  backoff{p.cfg.retryBackoff, p.cfg.deliveryTimeout},
+		deadline: start.Add(p.cfg.deliveryTimeout),
+		stop:     p.closing,
+		onRetry:  func(error) { p.client.metrics.Producer.recordRetry() },
+	}
+	var resp produceResponse
+	err = p.client.retry(ctx, policy, func(left time.Duration) error {
+		if err := p.route(ctx, m, req, left); err != nil {
+			return err
+		}
+		r := route{topic: req.Topic, partition: req.Partition, repeatable: true}
+		resp = produceResponse{}
+		return p.client.round(ctx, r, left, req, &resp)
+	})
+	if err != nil {
+		return Receipt{}, err
+	}
+	return Receipt{resp.Partition, resp.Offset, req.Timestamp}, nil
+}
+
+// sendName is how errors and Status call a send.
+func sendName(m *Message) string {
+	if m.Partition == PartitionAny {
+		return "send to " + m.Topic
+	}
+	return fmt.Sprintf("send to %s/%d", m.Topic, m.Partition)
+}
+
+// request checks m and makes its request; the partition comes later.
+func (p *SyncProducer) request(m *Message, now time.Time) (*produceRequest, error) {
+	if m == nil {
+		return nil, fmt.Errorf("%w: the message is nil", ErrInvalidRequest)
+	}
+	if err := checkTopicName(m.Topic); err != nil {
+		return nil, err
+	}
+	if m.Partition < PartitionAny {
+		return nil, fmt.Errorf("%w: %s/%d", ErrPartitionNotFound, m.Topic, m.Partition)
+	}
+	if size := m.Size(); size > uint64(p.cfg.maxFrameBytes) {
+		return nil, fmt.Errorf("%w: %d bytes, WithMaxFrameBytes is %d", ErrMessageTooLarge, size, p.cfg.maxFrameBytes)
+	}
+	timestamp := m.Timestamp
+	if timestamp == 0 {
+		timestamp = now.UnixMilli()
+	}
+	return &produceRequest{
+		Topic: m.Topic, Partition: PartitionAny,
+		Key: m.Key, Value: m.Value, Headers: m.Headers, Timestamp: timestamp, ID: m.ID,
+	}, nil
+}
+
+// route sets req's partition from what is known of the topic.
+func (p *SyncProducer) route(ctx context.Context, m *Message, req *produceRequest, limit time.Duration) error {
+	if m.Partition >= 0 {
+		req.Partition = m.Partition
+	}
+	entry, err := p.client.metadata.topic(ctx, m.Topic, true, limit)
+	switch {
+	case errors.Is(err, ErrTopicNotFound):
+		// The broker may still create it when the message comes, and chooses the
+		// partition then, by the same hash.
+		return nil
+	case err != nil:
+		return err
+	case m.Partition >= 0:
+		return nil
+	}
+	n := p.cfg.partitioner(m, entry.partitions)
+	if n < 0 || n >= entry.partitions {
+		return fmt.Errorf("%w: WithPartitioner: returned %d for a topic of %d partitions", ErrInvalidConfig, n, entry.partitions)
+	}
+	req.Partition = n
+	return nil
+}
+
+// SendMessages sends ms, many at a time, and sets Partition, Offset and Timestamp of
+// each that was stored. If any was not, the error is [ProducerErrors], which holds
+// those and nothing else. The messages of a partition are sent in their order; one
+// that a broker refuses and then takes when it is sent again is stored behind
+// later ones.
+func (p *SyncProducer) SendMessages(ctx context.Context, ms []*Message) error {
+	start := time.Now()
+	if err := p.enter(start); err != nil {
+		return err
+	}
+	defer p.leave()
+
+	// Enough to fill any pipe; what is in flight is memory at both ends.
+	const window = 1024
+	var failed ProducerErrors
+	line := pipeline{conns: make(map[string]*conn)}
+	states := make([]pipelined, len(ms))
+	settle := func(s *pipelined) {
+		if e := p.settleInto(ctx, &line, s, start); e != nil {
+			failed = append(failed, e)
+		}
+	}
+	for i, m := range ms {
+		if i >= window {
+			settle(&states[i-window])
+		}
+		states[i].m = m
+		p.begin(ctx, &line, &states[i], start)
+	}
+	for i := max(0, len(ms)-window); i < len(ms); i++ {
+		settle(&states[i])
+	}
+	if len(failed) > 0 {
+		return failed
+	}
+	return nil
+}
+
+// pipelined is a message of SendMessages: sent and waiting for its answer, to be
+// sent by itself (no call), or failed.
+type pipelined struct {
+	m    *Message
+	req  *produceRequest
+	conn *conn
+	call *call
+	err  error
+}
+
+// pipeline is what one SendMessages sends through.
+type pipeline struct {
+	conns map[string]*conn // by address; nil for those that cannot be pipelined to
+	// broken is set by the first message that has to be sent again. Those behind
+	// it are then sent one by one, so that they do not overtake it.
+	broken bool
+}
+
+// begin sends m without waiting for the answer, if there is a connection on which
+// that can be done.
+func (p *SyncProducer) begin(ctx context.Context, line *pipeline, s *pipelined, start time.Time) {
+	m := s.m
+	left := time.Until(start.Add(p.cfg.deliveryTimeout))
+	if s.req, s.err = p.request(m, start); s.err != nil || left <= 0 {
+		return
+	}
+	if line.broken {
+		return
+	}
+	if err := p.route(ctx, m, s.req, left); err != nil {
+		line.broken = retriable(err)
+		if !line.broken {
+			s.err = err
+		}
+		return
+	}
+	var buf [4]string
+	r := route{topic: m.Topic, partition: s.req.Partition}
+	addr := p.client.candidates(buf[:0], r)[0]
+	if len(p.client.cfg.brokers) > 1 && p.client.metadata.leaderAddr(m.Topic, s.req.Partition) == "" {
+		// Without a leader the choice of the broker turns with every request;
+		// pipelining needs it to stay.
+		addr = p.client.cfg.brokers[0]
+	}
+	c, ok := line.conns[addr]
+	if !ok {
+		var err error
+		c, err = p.client.pool.get(ctx, addr, false, true, min(left, brokerPatience))
+		if err != nil || c.form == ProtocolV0 {
+			if err == nil {
+				p.client.pool.put(c)
+			}
+			c = nil
+		}
+		line.conns[addr] = c
+	}
+	if c == nil {
+		return
+	}
+	k, err := c.begin(ctx, s.req, min(left, p.cfg.requestTimeout))
+	switch {
+	case err == nil:
+		s.conn, s.call = c, k
+	case connectionFault(err):
+		line.broken = true
+	default:
+		s.err = err
+	}
+}
+
+// settleInto settles s and puts the result into its message; nil for success.
+func (p *SyncProducer) settleInto(ctx context.Context, line *pipeline, s *pipelined, start time.Time) *ProducerError {
+	r, err := p.settle(ctx, line, s, start)
+	p.record(s.m, start, err)
+	switch {
+	case err == nil:
+		s.m.Partition, s.m.Offset, s.m.Timestamp = r.Partition, r.Offset, r.Timestamp
+		return nil
+	case s.m == nil:
+		return &ProducerError{Msg: &Message{}, Err: err}
+	default:
+		return &ProducerError{Msg: s.m, Err: err, Metadata: s.m.Metadata}
+	}
+}
+
+// settle waits for a message's answer, or sends it by itself if it has not been sent
+// or has failed in a way that may get better.
+func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined, start time.Time) (Receipt, error) {
+	if s.err != nil {
+		return Receipt{}, p.client.waitFailed(ctx, "send messages", s.err)
+	}
+	if s.call != nil {
+		var resp produceResponse
+		err := s.conn.finish(ctx, s.call, &resp)
+		switch {
+		case err == nil:
+			return Receipt{resp.Partition, resp.Offset, s.req.Timestamp}, nil
+		case ctx.Err() != nil || !retriable(err):
+			return Receipt{}, p.client.waitFailed(ctx, sendName(s.m), err)
+		}
+		if !connectionFault(err) {
+			p.client.metadata.forget(s.m.Topic)
+		}
+		line.broken = true
+		p.client.metrics.Producer.recordRetry()
+	}
+	return p.send(ctx, s.m, start)
+}
+
+// enter counts a send in.
+func (p *SyncProducer) enter(now time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrClosed
+	}
+	if p.sends == 0 {
+		p.since = now
+	}
+	p.sends++
+	return nil
+}
+
+// leave counts it out.
+func (p *SyncProducer) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sends--
+	if p.closed && p.sends == 0 {
+		close(p.idle)
+	}
+}
+
+// Status says how many sends are under way and how things stand with the brokers.
+func (p *SyncProducer) Status() Status {
+	p.mu.Lock()
+	closed, sends, since := p.closed, p.sends, p.since
+	p.mu.Unlock()
+	switch {
+	case sends > 0:
+		return Status{fmt.Sprintf("%d sends under way, %s", sends, p.client.pool.state()), since}
+	case closed:
+		return Status{Text: "closed"}
+	default:
+		return Status{Text: "idle"}
+	}
+}
+
+// Close ends the producer; the Client stays open. Sends begun later fail with
+// [ErrClosed]; those under way get the answer that they are waiting for but are not
+// tried again. Close waits for them, at most 30 seconds. It may be called more than
+// once.
+func (p *SyncProducer) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return p.Shutdown(ctx)
+}
+
+// Shutdown is Close with a bound of the caller's: the error says how many sends were
+// still under way when ctx ended.
+func (p *SyncProducer) Shutdown(ctx context.Context) error {
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		close(p.closing)
+		if p.sends == 0 {
+			close(p.idle)
+		}
+	}
+	p.mu.Unlock()
+	select {
+	case <-p.idle:
+		p.client.unregister(p)
+		return nil
+	case <-ctx.Done():
+		p.mu.Lock()
+		sends := p.sends
+		p.mu.Unlock()
+		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: context.Cause(ctx)}
+	}
+}
