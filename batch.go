@@ -60,6 +60,9 @@ const (
 
 	// batchLengthEnd is where what the length counts begins.
 	batchLengthEnd = batchLengthAt + 4
+
+	// minRecordSize is a record with nothing in it: one byte for each field.
+	minRecordSize = 8
 )
 
 // castagnoli is CRC-32C, for which processors have an instruction.
@@ -114,6 +117,9 @@ func parseBatch(data []byte) (b batch, rest []byte, err error) {
 	switch {
 	case b.attributes() != 0:
 		return nil, data, fmt.Errorf("%w: record batch has attributes %#x, which are not known", ErrMalformed, b.attributes())
+	// Whoever makes room for the records may go by the count.
+	case int64(b.count()) > (size-batchHeaderSize)/minRecordSize:
+		return nil, data, fmt.Errorf("%w: record batch of %d bytes cannot hold %d records", ErrMalformed, size, b.count())
 	case b.count() < 0 || b.lastOffsetDelta() < 0 || int64(b.count()) > int64(b.lastOffsetDelta())+1:
 		return nil, data, fmt.Errorf("%w: record batch of %d records has last offset delta %d", ErrMalformed, b.count(), b.lastOffsetDelta())
 	case b.baseOffset() < 0 || b.baseOffset() > math.MaxInt64-int64(b.lastOffsetDelta())-1:
@@ -318,7 +324,9 @@ func (f *fieldReader) headers() map[string]string {
 	if n == 0 {
 		return nil
 	}
-	h := make(map[string]string, n)
+	// A count within that may still be many times what the headers come to, if
+	// their keys are the same.
+	h := make(map[string]string, min(n, 8))
 	for range n {
 		k := f.take(f.uvarint())
 		h[string(k)] = string(f.take(f.uvarint()))

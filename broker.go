@@ -19,21 +19,18 @@ const retentionInterval = 10 * time.Second
 // [Broker.Shutdown] or [Broker.Close]. It is safe for concurrent use.
 type Broker struct {
 	cfg       brokerConfig
-	clusterID string
 	storage   Storage
 	ownsStore bool
-	topics    *topicSet
+	service   *service
 	warn      *warner
 
-	drained chan struct{}  // closed when Shutdown or Close begins
 	running sync.WaitGroup // connections, listeners' goroutines, retention
 
 	mu        sync.Mutex // guards the following
 	stopping  bool
 	listeners map[net.Listener]struct{}
 	conns     map[*brokerConn]struct{}
-	refusing  int               // connections being told that there are too many
-	nodes     map[string]string // what NodeJoin recorded: address by ID
+	refusing  int // connections being told that there are too many
 	closing   sync.Once
 	closeErr  error
 }
@@ -55,18 +52,19 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 		cfg.nodeID = uuid.NewString()
 	}
 	b := &Broker{
-		cfg: cfg, clusterID: uuid.NewString(),
-		storage: cfg.storage, warn: newWarner(cfg.logger),
-		drained:   make(chan struct{}),
+		cfg: cfg, storage: cfg.storage, warn: newWarner(cfg.logger),
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*brokerConn]struct{}),
-		nodes:     make(map[string]string),
 	}
 	if b.storage == nil {
 		b.storage, b.ownsStore = NewMemoryStorage(), true
 	}
-	b.topics = newTopicSet(&b.cfg, b.storage)
-	if err := b.topics.load(context.Background()); err != nil {
+	b.service = &service{
+		cfg: &b.cfg, clusterID: uuid.NewString(), warn: b.warn,
+		topics:  newTopicSet(&b.cfg, b.storage),
+		drained: make(chan struct{}), nodes: make(map[string]string),
+	}
+	if err := b.service.topics.load(context.Background()); err != nil {
 		return nil, errors.Join(err, b.closeStorage())
 	}
 	b.running.Go(b.expireLoop)
@@ -128,7 +126,7 @@ func (b *Broker) accept(l net.Listener) error {
 			b.serve(nc)
 			continue
 		}
-		if b.draining() {
+		if b.service.draining() {
 			return ErrClosed
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -137,13 +135,13 @@ func (b *Broker) accept(l net.Listener) error {
 		// Most often too many open files: others may close theirs.
 		failures++
 		b.warn.warn("accept failed", l.Addr().String(), "addr", l.Addr().String(), "error", err)
-		pause(context.Background(), b.drained, backoff{5 * time.Millisecond, time.Second}.before(failures))
+		pause(context.Background(), b.service.drained, backoff{5 * time.Millisecond, time.Second}.before(failures))
 	}
 }
 
 // serve serves one connection in the background, or tells it why not.
 func (b *Broker) serve(nc net.Conn) bool {
-	c := newBrokerConn(b, nc)
+	c := newBrokerConn(b.service, nc)
 	b.mu.Lock()
 	switch {
 	case b.stopping:
@@ -218,16 +216,6 @@ func WithEmbeddedBroker(opts ...BrokerOption) Option {
 	})
 }
 
-// draining tells that Shutdown or Close has begun.
-func (b *Broker) draining() bool {
-	select {
-	case <-b.drained:
-		return true
-	default:
-		return false
-	}
-}
-
 // expireLoop applies retention until the broker ends.
 func (b *Broker) expireLoop() {
 	ticker := time.NewTicker(retentionInterval)
@@ -235,10 +223,10 @@ func (b *Broker) expireLoop() {
 	for {
 		select {
 		case now := <-ticker.C:
-			b.topics.expire(now, func(p *partition, err error) {
+			b.service.topics.expire(now, func(p *partition, err error) {
 				b.warn.warn("retention failed", fmt.Sprint(p.topic, "/", p.id), "topic", p.topic, "partition", p.id, "error", err)
 			})
-		case <-b.drained:
+		case <-b.service.drained:
 			return
 		}
 	}
@@ -250,7 +238,7 @@ func (b *Broker) stop() []*brokerConn {
 	defer b.mu.Unlock()
 	if !b.stopping {
 		b.stopping = true
-		close(b.drained)
+		close(b.service.drained)
 	}
 	for l := range b.listeners {
 		_ = l.Close() // Its goroutine reports.
@@ -301,7 +289,7 @@ func (b *Broker) Close() error {
 // finish closes topics and storage, once.
 func (b *Broker) finish() error {
 	b.closing.Do(func() {
-		b.closeErr = errors.Join(b.topics.close(), b.closeStorage())
+		b.closeErr = errors.Join(b.service.topics.close(), b.closeStorage())
 	})
 	return b.closeErr
 }

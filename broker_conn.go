@@ -35,11 +35,11 @@ const (
 // in which they come; fetches that wait are held by goroutines of their own, which
 // serve waits for.
 type brokerConn struct {
-	broker *Broker
-	nc     net.Conn
-	host   string // the address that the peer has reached us at
-	in     *frameReader
-	out    *frameWriter
+	service *service
+	nc      net.Conn
+	host    string // the address that the peer has reached us at
+	in      *frameReader
+	out     *frameWriter
 
 	ctx     context.Context //nolint:containedctx // ends with the connection
 	cancel  context.CancelCauseFunc
@@ -68,10 +68,10 @@ type v0Answer struct {
 	ready bool
 }
 
-func newBrokerConn(b *Broker, nc net.Conn) *brokerConn {
+func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 	c := &brokerConn{
-		broker: b, nc: nc, host: nc.LocalAddr().String(),
-		in:      &frameReader{r: nc, limit: b.cfg.maxFrameBytes},
+		service: s, nc: nc, host: nc.LocalAddr().String(),
+		in:      &frameReader{r: nc, limit: s.cfg.maxFrameBytes},
 		out:     newFrameWriter(nc, writeTimeout),
 		done:    make(chan struct{}),
 		appends: make(chan struct{}, maxAppends),
@@ -112,7 +112,7 @@ func (c *brokerConn) read() error {
 			if errors.Is(err, ErrMalformed) || errors.Is(err, ErrMessageTooLarge) {
 				return err
 			}
-			if errors.Is(err, os.ErrDeadlineExceeded) && !c.broker.draining() {
+			if errors.Is(err, os.ErrDeadlineExceeded) && !c.service.draining() {
 				return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout)
 			}
 			return nil
@@ -160,7 +160,7 @@ func (c *brokerConn) setReadDeadline(t time.Time) error {
 	if err := c.nc.SetReadDeadline(t); err != nil {
 		return err
 	}
-	if c.broker.draining() {
+	if c.service.draining() {
 		return c.nc.SetReadDeadline(time.Unix(1, 0))
 	}
 	return nil
@@ -182,7 +182,7 @@ func (c *brokerConn) handle(req *wireRequest) error {
 	case requestFetch:
 		return c.fetch(req, slot)
 	default:
-		resp, err := c.broker.answer(c.ctx, req.kind, req.number, req.payload, c.host)
+		resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)
 		c.reply(slot, req.form, req.id, resp, err)
 		return err
 	}
@@ -201,7 +201,7 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	var mu sync.Mutex
 	returned := false
 	form, id := req.form, req.id
-	c.broker.produce(c.ctx, p, func(resp *produceResponse, err error) {
+	c.service.produce(c.ctx, p, func(resp *produceResponse, err error) {
 		mu.Lock()
 		later := returned
 		mu.Unlock()
@@ -225,7 +225,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	}
-	f, enough, err := c.broker.fetch(c.ctx, q, req.form == ProtocolV0)
+	f, enough, err := c.service.fetch(c.ctx, q, req.form == ProtocolV0)
 	if enough || q.MaxWaitMs <= 0 || req.form == ProtocolV0 || !c.hold() {
 		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
 		f.release()
@@ -234,7 +234,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	f.release()
 	form, id := req.form, req.id
 	c.held.Go(func() {
-		f, err := c.broker.await(c.ctx, q, c.done)
+		f, err := c.service.await(c.ctx, q, c.done)
 		c.mu.Lock()
 		c.heldCount--
 		c.mu.Unlock()
@@ -277,7 +277,7 @@ func (c *brokerConn) encode(dst []byte, form Protocol, id string, resp response,
 	}
 	frame, err := appendResponse(dst, form, id, resp, refusal)
 	if err != nil {
-		c.broker.warn.warn("answer cannot be encoded", "", "error", err)
+		c.service.warn.warn("answer cannot be encoded", "", "error", err)
 		// Without a payload there is nothing left that could fail.
 		frame, _ = appendResponse(dst, form, id, nil, fmt.Errorf("answer cannot be encoded: %w", err))
 	}

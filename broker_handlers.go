@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -25,6 +26,28 @@ func features() []string {
 	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords}
 }
 
+// service answers the requests of every connection.
+type service struct {
+	cfg       *brokerConfig
+	clusterID string
+	topics    *topicSet
+	warn      *warner
+	drained   chan struct{} // closed when the broker begins to end
+
+	mu    sync.Mutex        // guards the following
+	nodes map[string]string // what NodeJoin recorded: address by ID
+}
+
+// draining tells that the broker takes no more requests.
+func (s *service) draining() bool {
+	select {
+	case <-s.drained:
+		return true
+	default:
+		return false
+	}
+}
+
 // plainResponse is for answers that have nothing to say, and for refusals of
 // requests that could not be read.
 type plainResponse struct{ answer }
@@ -41,34 +64,34 @@ func decodeAnd[R any](ctx context.Context, payload []byte, f func(context.Contex
 // answer answers every request but Produce and Fetch, which the connection hands to
 // produce and fetch. The response is never nil. host is where the connection that
 // asks was accepted.
-func (b *Broker) answer(ctx context.Context, kind requestType, number int, payload []byte, host string) (response, error) {
+func (s *service) answer(ctx context.Context, kind requestType, number int, payload []byte, host string) (response, error) {
 	switch kind {
 	case requestCreateTopic:
-		return decodeAnd(ctx, payload, b.createTopic)
+		return decodeAnd(ctx, payload, s.createTopic)
 	case requestDeleteTopic:
-		return decodeAnd(ctx, payload, b.deleteTopic)
+		return decodeAnd(ctx, payload, s.deleteTopic)
 	case requestListTopics:
-		return decodeAnd(ctx, payload, b.listTopics)
+		return decodeAnd(ctx, payload, s.listTopics)
 	case requestMetadata:
-		return decodeAnd(ctx, payload, b.topicMetadata)
+		return decodeAnd(ctx, payload, s.topicMetadata)
 	case requestListGroups:
-		return decodeAnd(ctx, payload, b.listGroups)
+		return decodeAnd(ctx, payload, s.listGroups)
 	case requestClusterInfo:
 		return decodeAnd(ctx, payload, func(_ context.Context, _ *clusterInfoRequest) (response, error) {
-			return b.clusterInfo(host), nil
+			return s.clusterInfo(host), nil
 		})
 	case requestNodeJoin:
-		return decodeAnd(ctx, payload, b.nodeJoin)
+		return decodeAnd(ctx, payload, s.nodeJoin)
 	case requestNodeLeave:
-		return decodeAnd(ctx, payload, b.nodeLeave)
+		return decodeAnd(ctx, payload, s.nodeLeave)
 	case requestRebalance:
-		return decodeAnd(ctx, payload, b.rebalance)
+		return decodeAnd(ctx, payload, s.rebalance)
 	case requestListOffsets:
-		return decodeAnd(ctx, payload, b.listOffsets)
+		return decodeAnd(ctx, payload, s.listOffsets)
 	case requestAlterTopic:
-		return decodeAnd(ctx, payload, b.alterTopic)
+		return decodeAnd(ctx, payload, s.alterTopic)
 	case requestDeleteRecords:
-		return decodeAnd(ctx, payload, b.deleteRecords)
+		return decodeAnd(ctx, payload, s.deleteRecords)
 	case requestJoinGroup, requestLeaveGroup, requestSyncGroup, requestCommitOffset, requestFetchOffset, requestHeartbeat:
 		return &plainResponse{}, fmt.Errorf("%w: %s: this broker has no consumer groups", ErrUnsupported, kind)
 	case requestProduce, requestFetch, requestUnknown:
@@ -78,9 +101,9 @@ func (b *Broker) answer(ctx context.Context, kind requestType, number int, paylo
 
 // produce stores one message and calls done, from any goroutine, when it is stored
 // or refused.
-func (b *Broker) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
+func (s *service) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
 	resp := &produceResponse{Topic: req.Topic, Partition: req.Partition, Offset: offsetNone, Timestamp: req.Timestamp}
-	t, err := b.topics.getOrCreate(ctx, req.Topic)
+	t, err := s.topics.getOrCreate(ctx, req.Topic)
 	if err != nil {
 		done(resp, err)
 		return
@@ -132,11 +155,11 @@ func (f *fetchedMessages) release() {
 
 // fetch reads what there is. enough tells whether that satisfies the request, so
 // that it need not be held.
-func (b *Broker) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetchedMessages, enough bool, err error) {
+func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetchedMessages, enough bool, err error) {
 	f = &fetchedMessages{fetchResponse: fetchResponse{
 		Topic: req.Topic, Partition: req.Partition, Messages: []*Message{}, HighWaterMark: -1, LogStartOffset: -1,
 	}}
-	t, err := b.topics.get(req.Topic)
+	t, err := s.topics.get(req.Topic)
 	if err != nil {
 		return f, true, err
 	}
@@ -155,11 +178,11 @@ func (b *Broker) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetc
 	if v0 && offset < 0 {
 		offset, _ = p.log.Bounds()
 	}
-	err = b.collect(ctx, p, f, offset, maxBytes, maxMessages)
+	err = s.collect(ctx, p, f, offset, maxBytes, maxMessages)
 	f.LogStartOffset, f.HighWaterMark = p.log.Bounds()
 	if errors.Is(err, ErrClosed) {
 		// The topic was deleted meanwhile, or the broker is closing.
-		if _, gone := b.topics.get(req.Topic); gone != nil {
+		if _, gone := s.topics.get(req.Topic); gone != nil {
 			err = gone
 		}
 	}
@@ -169,10 +192,10 @@ func (b *Broker) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetc
 
 // collect adds the messages from offset on to f, as many as the limits and a frame
 // allow, but at least one if there is any.
-func (b *Broker) collect(ctx context.Context, p *partition, f *fetchedMessages, offset int64, maxBytes, maxMessages int) error {
+func (s *service) collect(ctx context.Context, p *partition, f *fetchedMessages, offset int64, maxBytes, maxMessages int) error {
 	// In the form that takes more room, base64 around base64, the answer must
 	// still fit a frame.
-	frame := b.cfg.maxFrameBytes / 2
+	frame := s.cfg.maxFrameBytes / 2
 	for f.size < maxBytes && len(f.Messages) < maxMessages && frame > 0 {
 		read, err := p.log.Read(ctx, offset, maxBytes-f.size)
 		if err != nil {
@@ -234,18 +257,18 @@ func messageID(topic string, partition int32, offset int64) string {
 
 // await holds a fetch until it has enough, its time is over, or stop is closed, and
 // answers with what there is.
-func (b *Broker) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) (*fetchedMessages, error) {
+func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) (*fetchedMessages, error) {
 	hold := min(time.Duration(req.MaxWaitMs)*time.Millisecond, maxFetchHold)
 	timeout := time.NewTimer(hold)
 	defer timeout.Stop()
 	for {
 		var changed <-chan struct{}
-		if t, err := b.topics.get(req.Topic); err == nil {
+		if t, err := s.topics.get(req.Topic); err == nil {
 			if p, err := t.partition(req.Partition); err == nil {
 				changed = p.changed()
 			}
 		}
-		f, enough, err := b.fetch(ctx, req, false)
+		f, enough, err := s.fetch(ctx, req, false)
 		if enough {
 			return f, err
 		}
@@ -260,36 +283,36 @@ func (b *Broker) await(ctx context.Context, req *fetchRequest, stop <-chan struc
 	}
 }
 
-func (b *Broker) createTopic(ctx context.Context, req *createTopicRequest) (response, error) {
-	return &createTopicResponse{Name: req.Name}, b.topics.create(ctx, req.Name, req.Partitions, req.Config)
+func (s *service) createTopic(ctx context.Context, req *createTopicRequest) (response, error) {
+	return &createTopicResponse{Name: req.Name}, s.topics.create(ctx, req.Name, req.Partitions, req.Config)
 }
 
-func (b *Broker) deleteTopic(ctx context.Context, req *deleteTopicRequest) (response, error) {
-	return &deleteTopicResponse{Name: req.Name}, b.topics.remove(ctx, req.Name)
+func (s *service) deleteTopic(ctx context.Context, req *deleteTopicRequest) (response, error) {
+	return &deleteTopicResponse{Name: req.Name}, s.topics.remove(ctx, req.Name)
 }
 
-func (b *Broker) alterTopic(ctx context.Context, req *alterTopicRequest) (response, error) {
-	return &alterTopicResponse{Name: req.Name}, b.topics.alter(ctx, req.Name, req.Partitions, req.Config)
+func (s *service) alterTopic(ctx context.Context, req *alterTopicRequest) (response, error) {
+	return &alterTopicResponse{Name: req.Name}, s.topics.alter(ctx, req.Name, req.Partitions, req.Config)
 }
 
-func (b *Broker) listTopics(context.Context, *listTopicsRequest) (response, error) {
-	return &listTopicsResponse{Topics: append([]string{}, b.topics.names()...)}, nil
+func (s *service) listTopics(context.Context, *listTopicsRequest) (response, error) {
+	return &listTopicsResponse{Topics: append([]string{}, s.topics.names()...)}, nil
 }
 
 // topicMetadata describes the topics asked for, or all. Those that are there are in
 // the answer even if another is not and the answer is a refusal.
-func (b *Broker) topicMetadata(ctx context.Context, req *metadataRequest) (response, error) {
+func (s *service) topicMetadata(ctx context.Context, req *metadataRequest) (response, error) {
 	resp := &metadataResponse{Topics: []topicMetadata{}}
 	names := req.Topics
 	all := len(names) == 0
 	if all {
-		names = b.topics.names()
+		names = s.topics.names()
 	}
 	var missing error
 	for _, name := range names {
-		get := func(_ context.Context, name string) (*topic, error) { return b.topics.get(name) }
+		get := func(_ context.Context, name string) (*topic, error) { return s.topics.get(name) }
 		if req.AutoCreate {
-			get = b.topics.getOrCreate
+			get = s.topics.getOrCreate
 		}
 		t, err := get(ctx, name)
 		switch {
@@ -305,7 +328,7 @@ func (b *Broker) topicMetadata(ctx context.Context, req *metadataRequest) (respo
 		described := topicMetadata{Name: name, Config: maps.Clone(t.stored.Config)}
 		for _, p := range t.partitions {
 			described.Partitions = append(described.Partitions, partitionMetadata{
-				ID: p.id, Leader: b.cfg.nodeID, Replicas: []string{b.cfg.nodeID},
+				ID: p.id, Leader: s.cfg.nodeID, Replicas: []string{s.cfg.nodeID},
 			})
 		}
 		resp.Topics = append(resp.Topics, described)
@@ -313,11 +336,11 @@ func (b *Broker) topicMetadata(ctx context.Context, req *metadataRequest) (respo
 	return resp, missing
 }
 
-func (b *Broker) listGroups(context.Context, *listGroupsRequest) (response, error) {
+func (s *service) listGroups(context.Context, *listGroupsRequest) (response, error) {
 	return &listGroupsResponse{Groups: []groupMetadata{}}, nil
 }
 
-func (b *Broker) rebalance(_ context.Context, req *rebalanceRequest) (response, error) {
+func (s *service) rebalance(_ context.Context, req *rebalanceRequest) (response, error) {
 	if req.GroupID != "" {
 		return &rebalanceResponse{}, fmt.Errorf("%w: %s", ErrGroupNotFound, shorten(req.GroupID))
 	}
@@ -325,60 +348,60 @@ func (b *Broker) rebalance(_ context.Context, req *rebalanceRequest) (response, 
 }
 
 // clusterInfo describes the broker, and the nodes that said they joined.
-func (b *Broker) clusterInfo(host string) *clusterInfoResponse {
-	addr := b.cfg.advertisedAddr
+func (s *service) clusterInfo(host string) *clusterInfoResponse {
+	addr := s.cfg.advertisedAddr
 	if addr == "" {
 		addr = host
 	}
 	resp := &clusterInfoResponse{
-		ClusterID: b.clusterID,
-		Nodes:     []nodeInfo{{b.cfg.nodeID, addr}},
-		NodeID:    b.cfg.nodeID,
+		ClusterID: s.clusterID,
+		Nodes:     []nodeInfo{{s.cfg.nodeID, addr}},
+		NodeID:    s.cfg.nodeID,
 		Protocol:  ProtocolV1.String(),
 		Features:  features(),
-		Limits:    &wireLimits{MaxFrameBytes: b.cfg.maxFrameBytes},
+		Limits:    &wireLimits{MaxFrameBytes: s.cfg.maxFrameBytes},
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(b.nodes)) {
-		resp.Nodes = append(resp.Nodes, nodeInfo{id, b.nodes[id]})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(s.nodes)) {
+		resp.Nodes = append(resp.Nodes, nodeInfo{id, s.nodes[id]})
 	}
 	return resp
 }
 
 // nodeJoin records a node. It is for those who look: it leads nothing.
-func (b *Broker) nodeJoin(_ context.Context, req *nodeJoinRequest) (response, error) {
+func (s *service) nodeJoin(_ context.Context, req *nodeJoinRequest) (response, error) {
 	resp := &nodeJoinResponse{}
 	switch {
 	case req.NodeID == "" || len(req.NodeID) > maxNameBytes:
 		return resp, fmt.Errorf("%w: node_id %q: want 1 to %d bytes", ErrInvalidRequest, shorten(req.NodeID), maxNameBytes)
-	case req.NodeID == b.cfg.nodeID:
+	case req.NodeID == s.cfg.nodeID:
 		return resp, fmt.Errorf("%w: node_id %q is this broker's", ErrInvalidRequest, shorten(req.NodeID))
 	case len(req.Addr) > maxNameBytes || !addressesValid([]string{req.Addr}):
 		return resp, fmt.Errorf("%w: addr %q: want host:port", ErrInvalidRequest, shorten(req.Addr))
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if _, known := b.nodes[req.NodeID]; !known && len(b.nodes) >= maxNodes {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.nodes[req.NodeID]; !known && len(s.nodes) >= maxNodes {
 		return resp, fmt.Errorf("%w: %d nodes have joined", ErrOverloaded, maxNodes)
 	}
-	b.nodes[req.NodeID] = req.Addr
+	s.nodes[req.NodeID] = req.Addr
 	return resp, nil
 }
 
-func (b *Broker) nodeLeave(_ context.Context, req *nodeLeaveRequest) (response, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if _, known := b.nodes[req.NodeID]; !known {
+func (s *service) nodeLeave(_ context.Context, req *nodeLeaveRequest) (response, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.nodes[req.NodeID]; !known {
 		return &nodeLeaveResponse{}, fmt.Errorf("%w: node_id %q has not joined", ErrInvalidRequest, shorten(req.NodeID))
 	}
-	delete(b.nodes, req.NodeID)
+	delete(s.nodes, req.NodeID)
 	return &nodeLeaveResponse{}, nil
 }
 
-func (b *Broker) listOffsets(ctx context.Context, req *listOffsetsRequest) (response, error) {
+func (s *service) listOffsets(ctx context.Context, req *listOffsetsRequest) (response, error) {
 	resp := &listOffsetsResponse{Topic: req.Topic, Offsets: []partitionOffset{}}
-	t, err := b.topics.get(req.Topic)
+	t, err := s.topics.get(req.Topic)
 	if err != nil {
 		return resp, err
 	}
@@ -416,9 +439,9 @@ func (p *partition) offsetAt(ctx context.Context, timestamp int64) (int64, error
 	}
 }
 
-func (b *Broker) deleteRecords(ctx context.Context, req *deleteRecordsRequest) (response, error) {
+func (s *service) deleteRecords(ctx context.Context, req *deleteRecordsRequest) (response, error) {
 	resp := &deleteRecordsResponse{Topic: req.Topic, Partition: req.Partition, LogStartOffset: -1}
-	t, err := b.topics.get(req.Topic)
+	t, err := s.topics.get(req.Topic)
 	if err != nil {
 		return resp, err
 	}

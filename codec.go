@@ -133,6 +133,9 @@ func decodePayload(b []byte, v any) error {
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%w: payload: %w", ErrMalformed, err)
 	}
+	if v, ok := v.(*fetchResponse); ok && slices.Contains(v.Messages, nil) {
+		return fmt.Errorf("%w: payload: a message is null", ErrMalformed)
+	}
 	return nil
 }
 
@@ -157,8 +160,8 @@ func (r *produceRequest) append(dst []byte) []byte {
 
 func (r *produceRequest) scan(b []byte) bool {
 	var v produceRequest
-	arena := make([]byte, 0, len(b)*3/4)
-	s := scanner{b: b}
+	// The key and the value fit into what their base64 stands for.
+	s := scanner{b: b, room: make([]byte, len(b)*3/4)}
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
 		switch string(key) {
 		case "topic":
@@ -166,11 +169,9 @@ func (r *produceRequest) scan(b []byte) bool {
 		case "partition":
 			return 2, s.int32(&v.Partition)
 		case "key":
-			v.Key, ok = s.base64(&arena)
-			return 4, ok
+			return 4, s.base64(&v.Key)
 		case "value":
-			v.Value, ok = s.base64(&arena)
-			return 8, ok
+			return 8, s.base64(&v.Value)
 		case "headers":
 			return 16, s.stringMap(&v.Headers)
 		case "timestamp":
@@ -329,7 +330,7 @@ func (r *fetchResponse) scan(b []byte) bool {
 		case "partition":
 			return 2, s.int32(&v.Partition)
 		case "messages":
-			v.Messages, ok = s.messages()
+			v.Messages, ok = s.messages(v.Topic)
 			return 4, ok
 		case "high_water_mark":
 			return 8, s.int64(&v.HighWaterMark)
@@ -348,9 +349,9 @@ func (r *fetchResponse) scan(b []byte) bool {
 	return true
 }
 
-// messages reads the array of a fetch. The messages come in slabs, and their keys
-// and values share one block, so that a fetch costs few allocations.
-func (s *scanner) messages() ([]*Message, bool) {
+// messages reads the array of a fetch from topic. The messages come in slabs, so
+// that a fetch costs few allocations.
+func (s *scanner) messages(topic string) ([]*Message, bool) {
 	if s.next() == 'n' {
 		return nil, s.null()
 	}
@@ -363,8 +364,6 @@ func (s *scanner) messages() ([]*Message, bool) {
 	}
 	const maxSlab = 64
 	var slab []Message
-	var topic string
-	arena := make([]byte, 0, (len(s.b)-s.i)*5/8)
 	for {
 		if len(slab) == 0 {
 			slab = make([]Message, min(maxSlab, len(list)+1))
@@ -372,7 +371,7 @@ func (s *scanner) messages() ([]*Message, bool) {
 		m := &slab[0]
 		slab = slab[1:]
 		m.Topic = topic
-		if !s.message(m, &arena) {
+		if !s.message(m) {
 			return nil, false
 		}
 		topic = m.Topic
@@ -386,7 +385,7 @@ func (s *scanner) messages() ([]*Message, bool) {
 
 // message reads one message of a fetch. If m has a topic already and the text says
 // the same, m keeps the string that it has.
-func (s *scanner) message(m *Message, arena *[]byte) bool {
+func (s *scanner) message(m *Message) bool {
 	previous := m.Topic
 	m.Topic = ""
 	return s.next() == '{' && s.object(func(key []byte) (bit uint, ok bool) {
@@ -404,11 +403,9 @@ func (s *scanner) message(m *Message, arena *[]byte) bool {
 		case "partition":
 			return 4, s.int32(&m.Partition)
 		case "key":
-			m.Key, ok = s.base64(arena)
-			return 8, ok
+			return 8, s.base64(&m.Key)
 		case "value":
-			m.Value, ok = s.base64(arena)
-			return 16, ok
+			return 16, s.base64(&m.Value)
 		case "headers":
 			return 32, s.stringMap(&m.Headers)
 		case "timestamp":

@@ -28,15 +28,17 @@ var layerOrder = []string{
 	// vocabulary
 	"robust.go",
 	"errors.go",
-	// leaves: bytes, counters, choices; no network, no log
-	"protocol.go",
+	// leaves: bytes, counters, choices; no network
 	"scan.go",
 	"messages.go",
 	"codec.go",
+	"protocol.go",
 	"batch.go",
 	"metrics.go",
 	"partition.go",
 	"retry.go",
+	"warn.go",
+	"broker_storage.go",
 	// settings
 	"options.go",
 	// transport
@@ -53,7 +55,6 @@ var layerOrder = []string{
 	"consumer.go",
 	"admin.go",
 	// broker
-	"broker_storage.go",
 	"broker_options.go",
 	"broker_memory.go",
 	"broker_topics.go",

@@ -83,14 +83,16 @@ type stdResponse struct {
 }
 
 // decode reads the envelope in frame, of which r then holds parts. The payload
-// is not looked into: whoever decodes it finds out whether it is JSON.
+// is not looked into: whoever decodes it finds out whether it is JSON. After an
+// error r holds what the answer needs: the ID, if it could be read, and the form.
 func (r *wireRequest) decode(frame []byte) error {
+	*r = wireRequest{kind: requestUnknown, form: ProtocolV1, scratch: r.scratch}
 	var e rawRequest
+	var malformed error
 	if !e.scan(frame) {
 		var std stdRequest
-		if err := json.Unmarshal(frame, &std); err != nil {
-			return fmt.Errorf("%w: request: %w", ErrMalformed, err)
-		}
+		// A field of the wrong type does not keep Unmarshal from reading the others.
+		malformed = json.Unmarshal(frame, &std)
 		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload}
 		if std.RequestType != nil {
 			e.v1, e.hasV1 = *std.RequestType, true
@@ -101,32 +103,33 @@ func (r *wireRequest) decode(frame []byte) error {
 	}
 	r.id = string(e.id)
 	text := len(e.payload) > 0 && e.payload[0] == '"'
+	// Whatever the numbering, the answer's payload has the form of the request's.
+	none := len(e.payload) == 0 || bytes.Equal(e.payload, jsonNull)
+	if text || none && !e.hasV1 && e.hasV0 {
+		r.form = ProtocolV0
+	}
+	if malformed != nil {
+		return fmt.Errorf("%w: request: %w", ErrMalformed, malformed)
+	}
 	switch {
 	case e.hasV1:
-		r.number, r.kind, r.form = e.v1, fromV1Number(e.v1), ProtocolV1
+		r.number, r.kind = e.v1, fromV1Number(e.v1)
 	case e.hasV0:
-		r.number, r.kind, r.form = e.v0, fromV0Number(e.v0), ProtocolV0
-	case text:
-		r.number, r.kind, r.form = 0, requestProduce, ProtocolV0
+		r.number, r.kind = e.v0, fromV0Number(e.v0)
 	default:
-		r.number, r.kind, r.form = 0, requestProduce, ProtocolV1
+		r.number, r.kind = 0, requestProduce
 	}
 	var err error
 	r.payload, r.scratch, err = plainPayload(e.payload, r.scratch)
 	if err != nil {
 		return fmt.Errorf("%w: request payload: %w", ErrMalformed, err)
 	}
-	switch {
-	case text:
-		r.form = ProtocolV0
-	case len(r.payload) > 0:
-		r.form = ProtocolV1
-	}
 	return nil
 }
 
 // decode reads the envelope in frame, of which r then holds parts.
 func (r *wireResponse) decode(frame []byte) error {
+	*r = wireResponse{form: ProtocolV1, scratch: r.scratch}
 	var e rawResponse
 	if !e.scan(frame) {
 		var std stdResponse
@@ -139,7 +142,6 @@ func (r *wireResponse) decode(frame []byte) error {
 		}
 	}
 	r.id, r.success, r.errText, r.errCode, r.retriable = e.id, e.success, e.errText, errorCode(e.errCode), e.retriable
-	r.form = ProtocolV1
 	if len(e.payload) > 0 && e.payload[0] == '"' {
 		r.form = ProtocolV0
 	}
@@ -183,8 +185,10 @@ func plainPayload(raw, scratch []byte) (payload, newScratch []byte, err error) {
 	return scratch[:n], scratch, nil
 }
 
-// appendRequest appends the frame of one request, its line end included.
+// appendRequest appends the frame of one request, its line end included, or
+// nothing with an error. id is of the client's own making and needs no escapes.
 func appendRequest(dst []byte, form Protocol, id string, kind requestType, payload any) ([]byte, error) {
+	start := len(dst)
 	var err error
 	if form != ProtocolV0 {
 		dst = append(dst, `{"request_id":"`...)
@@ -193,7 +197,7 @@ func appendRequest(dst []byte, form Protocol, id string, kind requestType, paylo
 		dst = strconv.AppendInt(dst, int64(kind), 10)
 		dst = append(dst, `,"payload":`...)
 		if dst, err = appendPayload(dst, payload); err != nil {
-			return dst, err
+			return dst[:start], err
 		}
 		return append(dst, "}\n"...), nil
 	}
@@ -207,7 +211,7 @@ func appendRequest(dst []byte, form Protocol, id string, kind requestType, paylo
 	dst = append(dst, id...)
 	dst = append(dst, `","payload":"`...)
 	if dst, err = appendPayloadText(dst, payload); err != nil {
-		return dst, err
+		return dst[:start], err
 	}
 	return append(dst, "\"}\n"...), nil
 }
@@ -220,9 +224,10 @@ func appendHello(dst []byte, id string) []byte {
 		id, requestClusterInfo, v0)
 }
 
-// appendResponse appends the frame of one response, its line end included. err
-// is the refusal, nil for success; payload may be nil.
+// appendResponse appends the frame of one response, its line end included, or
+// nothing with an error. refusal is nil for success; payload may be nil.
 func appendResponse(dst []byte, form Protocol, id string, payload any, refusal error) ([]byte, error) {
+	start := len(dst)
 	dst = append(dst, `{"request_id":`...)
 	dst = appendString(dst, id)
 	if refusal == nil {
@@ -240,13 +245,13 @@ func appendResponse(dst []byte, form Protocol, id string, payload any, refusal e
 	var err error
 	if form != ProtocolV0 {
 		if dst, err = appendPayload(dst, payload); err != nil {
-			return dst, err
+			return dst[:start], err
 		}
 		return append(dst, "}\n"...), nil
 	}
 	dst = append(dst, '"')
 	if dst, err = appendPayloadText(dst, payload); err != nil {
-		return dst, err
+		return dst[:start], err
 	}
 	return append(dst, "\"}\n"...), nil
 }

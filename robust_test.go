@@ -53,3 +53,42 @@ func TestSendMessage(t *testing.T) {
 		})
 	}
 }
+
+func TestConsume(t *testing.T) {
+	for _, p := range []robust.Protocol{robust.ProtocolAuto, robust.ProtocolV1, robust.ProtocolV0} {
+		t.Run(p.String(), func(t *testing.T) {
+			c := newClient(t, newBroker(t, robust.WithTopic("demo", 1)), robust.WithProtocol(p))
+			ctx := context.Background()
+			producer, err := c.SyncProducer()
+			require.NoError(t, err)
+			const n = 2500
+			ms := make([]*robust.Message, n)
+			for i := range ms {
+				ms[i] = robust.NewMessage("demo", fmt.Append(nil, i))
+			}
+			require.NoError(t, producer.SendMessages(ctx, ms))
+			pc, err := c.PartitionConsumer("demo", 0)
+			require.NoError(t, err)
+			i := 0
+			for m, err := range pc.All(ctx) {
+				require.NoError(t, err)
+				require.Equal(t, int64(i), m.Offset)
+				require.Equal(t, fmt.Sprint(i), string(m.Value))
+				i++
+				require.Equal(t, int64(i), pc.Offset())
+				if i == n/2 {
+					break
+				}
+			}
+			for m := range pc.Messages() {
+				require.Equal(t, int64(i), m.Offset)
+				if i++; i == n {
+					break
+				}
+			}
+			require.NoError(t, pc.Seek(ctx, 7))
+			require.Equal(t, int64(7), (<-pc.Messages()).Offset)
+			require.NoError(t, pc.Close())
+		})
+	}
+}

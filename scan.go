@@ -29,23 +29,9 @@ type frameScanner struct {
 func (f *frameScanner) scan(b []byte) (n int, done bool, err error) {
 	for n < len(b) {
 		if f.inString {
-			end := bytes.IndexByte(b[n:], '"')
-			part := b[n:]
-			if end >= 0 {
-				part = b[n : n+end]
+			if n = f.stringEnd(b, n); f.inString {
+				return n, false, nil
 			}
-			if esc := bytes.IndexByte(part, '\\'); esc >= 0 {
-				if n+esc+1 >= len(b) {
-					return n + esc, false, nil
-				}
-				n += esc + 2
-				continue
-			}
-			if end < 0 {
-				return len(b), false, nil
-			}
-			n += end + 1
-			f.inString = false
 			continue
 		}
 		switch b[n] {
@@ -66,6 +52,38 @@ func (f *frameScanner) scan(b []byte) (n int, done bool, err error) {
 	return n, false, nil
 }
 
+// stringEnd goes on in a string at b[n] and returns what follows its closing quote.
+// Without one inString stays, and what is returned is the end of b or an escape
+// that b has cut in two. Each byte is looked at twice at most, however many escapes
+// there are.
+func (f *frameScanner) stringEnd(b []byte, n int) int {
+	for {
+		end := len(b)
+		if i := bytes.IndexByte(b[n:], '"'); i >= 0 {
+			end = n + i
+		}
+		for n < end {
+			i := bytes.IndexByte(b[n:end], '\\')
+			if i < 0 {
+				n = end
+				break
+			}
+			if n+i+1 == len(b) {
+				return n + i
+			}
+			n += i + 2
+		}
+		switch {
+		case n > end: // The quote was escaped.
+		case end == len(b):
+			return end
+		default:
+			f.inString = false
+			return end + 1
+		}
+	}
+}
+
 // scanner reads JSON of the plain sort that peers write. Every method reports
 // whether it could; on false the whole text is left to encoding/json, so that
 // behaviour on anything unusual is encoding/json's: escapes, floats, keys in
@@ -73,7 +91,14 @@ func (f *frameScanner) scan(b []byte) (n int, done bool, err error) {
 type scanner struct {
 	b []byte
 	i int
+
+	// room is what is left of the block that keys and values are decoded into.
+	// They share blocks so that a fetch costs few allocations; a block is bounded
+	// so that whoever keeps one message of many does not keep them all.
+	room []byte
 }
+
+const maxRoom = 64 << 10
 
 func (s *scanner) space() {
 	for s.i < len(s.b) {
@@ -143,35 +168,47 @@ func (s *scanner) str(dst *string) bool {
 	return ok
 }
 
-// base64 appends the bytes that a base64 string stands for to arena and returns
-// them; nil for null.
-func (s *scanner) base64(arena *[]byte) (val []byte, ok bool) {
+// base64 reads the bytes that a base64 string stands for, nil for null, into dst.
+func (s *scanner) base64(dst *[]byte) bool {
 	if s.next() == 'n' {
-		return nil, s.null()
+		*dst = nil
+		return s.null()
 	}
 	if !s.eat('"') {
-		return nil, false
+		return false
 	}
 	n := bytes.IndexByte(s.b[s.i:], '"')
 	if n < 0 {
-		return nil, false
+		return false
 	}
 	t := s.b[s.i : s.i+n]
 	// The decoder skips line ends, which JSON does not allow in a string.
 	if bytes.IndexByte(t, '\n') >= 0 || bytes.IndexByte(t, '\r') >= 0 {
-		return nil, false
+		return false
 	}
-	start := len(*arena)
-	a, err := base64.StdEncoding.AppendDecode(*arena, t)
-	if err != nil {
-		return nil, false
-	}
-	*arena = a
 	s.i += n + 1
-	if len(a) == start {
-		return []byte{}, true
+	if n == 0 {
+		*dst = []byte{}
+		return true
 	}
-	return a[start:len(a):len(a)], true
+	val := s.take(base64.StdEncoding.DecodedLen(n))
+	size, err := base64.StdEncoding.Decode(val, t)
+	*dst = val[:size:size]
+	return err == nil
+}
+
+// take returns n bytes of the shared block, or of their own if they are many.
+func (s *scanner) take(n int) []byte {
+	if n > len(s.room) {
+		if n > maxRoom/4 {
+			return make([]byte, n)
+		}
+		// Of plain messages a third or so is keys and values, once decoded.
+		s.room = make([]byte, max(n, min((len(s.b)-s.i)*3/8, maxRoom)))
+	}
+	val := s.room[:n:n]
+	s.room = s.room[n:]
+	return val
 }
 
 // integer reads a number without fraction or exponent that fits an int64.
@@ -337,9 +374,29 @@ func (s *scanner) stringMap(dst *map[string]string) bool {
 	if s.eat('}') {
 		return true
 	}
+	// One string holds the object's text, of which the keys and values are parts.
+	f := frameScanner{depth: 1}
+	n, done, err := f.scan(s.b[s.i:])
+	if !done || err != nil {
+		return false
+	}
+	start := s.i
+	all := string(s.b[start : start+n])
+	part := func() (string, bool) {
+		t, ok := s.text()
+		if !ok {
+			return "", false
+		}
+		end := s.i - 1 - start
+		return all[end-len(t) : end], true
+	}
 	for {
-		var k, v string
-		if !s.str(&k) || !s.eat(':') || !s.str(&v) {
+		k, ok := part()
+		if !ok || !s.eat(':') {
+			return false
+		}
+		v, ok := part()
+		if !ok {
 			return false
 		}
 		m[k] = v
@@ -352,10 +409,18 @@ func (s *scanner) stringMap(dst *map[string]string) bool {
 
 // appendString appends s as a JSON string.
 func appendString(dst []byte, s string) []byte {
+	ascii := true
 	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+		c := s[i]
+		if c < 0x20 || c == '"' || c == '\\' {
 			return appendUnusualString(dst, s)
 		}
+		if c >= utf8.RuneSelf {
+			ascii = false
+		}
+	}
+	if !ascii && !utf8.ValidString(s) {
+		return appendUnusualString(dst, s)
 	}
 	dst = append(dst, '"')
 	dst = append(dst, s...)

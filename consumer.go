@@ -1,0 +1,409 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// errorBuffer is how many notices an Errors channel holds.
+const errorBuffer = 10
+
+// PartitionConsumer reads one partition from one offset on, as a channel
+// ([PartitionConsumer.Messages]) or as a loop ([PartitionConsumer.All]). It fetches
+// ahead while the application works, and goes on by itself when a connection breaks
+// or a broker is away. It is safe for concurrent use.
+//
+// An error that cannot get better ends it: the topic is not there, or the position
+// is not in the log and [WithOutOfRange] says to fail.
+type PartitionConsumer struct {
+	client *Client
+	cfg    config
+	fetch  *fetcher
+	lag    *atomic.Int64
+	errors chan error
+
+	messages chan *Message
+	taking   chan struct{} // holds a token while the next batch is being taken
+	pumped   chan struct{} // closed when the pump has ended
+
+	running sync.WaitGroup // the fetcher and the pump
+
+	mu      sync.Mutex // guards the following; taken before fetcher.mu
+	pumping bool       // messages is in use
+	closed  bool
+	silent  bool       // errors is closed
+	batch   []*Message // fetched and not delivered yet
+	batchOf *epoch
+	epoch   *epoch  // the one that next belongs to
+	next    int64   // offset of the next message to be delivered; negative: the epoch's origin
+	sent    []int64 // offsets of the messages put into the channel last, a ring
+	sentAt  int     // where the next one goes
+}
+
+// PartitionConsumer returns a consumer of one partition, which begins to fetch at
+// once. Its options override the client's; the error wraps [ErrInvalidConfig] or
+// [ErrInvalidRequest], or is [ErrClosed]. A topic or partition that is not there is
+// found out by the first fetch.
+func (c *Client) PartitionConsumer(topic string, partition int32, opts ...ConsumerOption) (*PartitionConsumer, error) {
+	cfg, err := c.cfg.with(asOptions(opts)...)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkTopicName(topic); err != nil {
+		return nil, err
+	}
+	if partition < 0 {
+		return nil, fmt.Errorf("%w: partition %d", ErrInvalidRequest, partition)
+	}
+	p := &PartitionConsumer{
+		client: c, cfg: cfg,
+		lag:      c.metrics.Consumer.lagOf(topic, partition),
+		errors:   make(chan error, errorBuffer),
+		messages: make(chan *Message, cfg.messageBuffer),
+		taking:   make(chan struct{}, 1),
+		pumped:   make(chan struct{}),
+		sent:     make([]int64, cfg.messageBuffer),
+		next:     offsetNone,
+	}
+	p.fetch = newFetcher(c, &p.cfg, topic, partition, p.report, p.updateLag)
+	p.epoch = p.fetch.epoch
+	if err := c.register(p); err != nil {
+		return nil, err
+	}
+	p.running.Go(p.fetch.run)
+	return p, nil
+}
+
+// Messages returns the channel of messages, which holds up to [WithMessageBuffer].
+// While nobody reads it, fetching waits. Close closes it, and so does an error that
+// ends the consumer, which is then the last on Errors; messages that are in the
+// channel can still be read.
+func (p *PartitionConsumer) Messages() <-chan *Message {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.pumping {
+		p.pumping = true
+		if p.closed {
+			close(p.messages)
+		} else {
+			e := p.epoch
+			p.running.Go(func() { p.pump(e) })
+		}
+	}
+	return p.messages
+}
+
+// Errors returns the channel of what went wrong or is worth knowing, each a
+// [*ConsumerError]: failures that are being retried, positions out of range, and
+// the error that ends the consumer. It need not be read: when 10 wait, the oldest is
+// dropped and counted. Close closes it.
+func (p *PartitionConsumer) Errors() <-chan error { return p.errors }
+
+// All returns the messages as a loop, which ends with an error: ctx's cause,
+// [ErrClosed] after Close, or what ended the consumer. Failures that are being
+// retried go to Errors. A message is delivered once, to one loop or to the channel.
+func (p *PartitionConsumer) All(ctx context.Context) iter.Seq2[*Message, error] {
+	return func(yield func(*Message, error) bool) {
+		for {
+			m, err := p.receive(ctx)
+			if !yield(m, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// receive returns the next message for a loop: from the channel, if that is in use,
+// because what is in it comes first.
+func (p *PartitionConsumer) receive(ctx context.Context) (*Message, error) {
+	p.mu.Lock()
+	pumping := p.pumping
+	p.mu.Unlock()
+	if !pumping {
+		m, e, err := p.nextMessage(ctx)
+		if err == nil {
+			p.delivered(m, e)
+		}
+		return m, err
+	}
+	select {
+	case m, ok := <-p.messages:
+		if !ok {
+			return nil, p.ended()
+		}
+		return m, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// ended returns why there are no more messages.
+func (p *PartitionConsumer) ended() error {
+	if err := p.fetch.ended(); err != nil {
+		return err
+	}
+	return ErrClosed
+}
+
+// nextMessage takes the next message, and tells to which epoch it belongs. One
+// caller at a time takes a batch, so that batches stay in order.
+func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, *epoch, error) {
+	for {
+		if m, e, ok := p.pop(); ok {
+			return m, e, nil
+		}
+		select {
+		case p.taking <- struct{}{}:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		m, e, ok := p.pop()
+		if !ok {
+			got, err := p.fetch.take(ctx)
+			if err != nil {
+				<-p.taking
+				return nil, nil, err
+			}
+			p.mu.Lock()
+			p.batch, p.batchOf = got.messages, got.epoch
+			p.mu.Unlock()
+		}
+		<-p.taking
+		if ok {
+			return m, e, nil
+		}
+	}
+}
+
+// pop takes a message from the batch at hand, if there is one to be delivered now.
+func (p *PartitionConsumer) pop() (*Message, *epoch, bool) {
+	if p.fetch.isPaused() != nil || p.fetch.ctx.Err() != nil {
+		return nil, nil, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.batchOf != p.epoch {
+		p.batch = nil
+	}
+	if len(p.batch) == 0 {
+		return nil, nil, false
+	}
+	m := p.batch[0]
+	p.batch[0] = nil
+	p.batch = p.batch[1:]
+	return m, p.batchOf, true
+}
+
+// delivered counts a message that the application has got, or can get from the
+// channel.
+func (p *PartitionConsumer) delivered(m *Message, e *epoch) {
+	p.client.metrics.Consumer.RecordReceived(m.Size())
+	p.mu.Lock()
+	if e == p.epoch {
+		p.next = m.Offset + 1
+	}
+	p.mu.Unlock()
+	p.updateLag()
+}
+
+// updateLag sets the gauge to what lies between the next message and the high-water
+// mark.
+func (p *PartitionConsumer) updateLag() {
+	if end, next := p.HighWaterMark(), p.Offset(); end >= 0 && next >= 0 {
+		p.lag.Store(max(end-next, 0))
+	}
+}
+
+// pump puts messages into the channel until the consumer ends, and then closes it.
+// It alone sends on the channel, so that nothing of an earlier epoch can come into
+// it after it was drained.
+func (p *PartitionConsumer) pump(e *epoch) {
+	defer close(p.messages)
+	defer close(p.pumped)
+	var m *Message // in hand
+	var of *epoch
+	for {
+		if now := p.fetch.currentEpoch(); now != e {
+			e = now
+			p.drain()
+			close(e.drained)
+		}
+		if m == nil {
+			var err error
+			m, of, err = p.nextMessage(e.ctx)
+			switch {
+			case err != nil && p.fetch.ctx.Err() == nil && e.ctx.Err() != nil:
+				continue // A seek.
+			case err != nil:
+				return
+			}
+		}
+		if of != e {
+			// Of an epoch that is over, or of one that has begun since this
+			// round did, which the next round will know.
+			if of != p.fetch.currentEpoch() {
+				m = nil
+			}
+			continue
+		}
+		select {
+		case p.messages <- m:
+			p.pushed(m, e)
+			m = nil
+		case <-e.ctx.Done():
+			if p.fetch.ctx.Err() != nil {
+				return
+			}
+		}
+	}
+}
+
+// pushed remembers the offset of a message in the channel, for Offset.
+func (p *PartitionConsumer) pushed(m *Message, e *epoch) {
+	p.mu.Lock()
+	p.sent[p.sentAt] = m.Offset
+	p.sentAt = (p.sentAt + 1) % len(p.sent)
+	p.mu.Unlock()
+	p.delivered(m, e)
+}
+
+// drain empties the channel.
+func (p *PartitionConsumer) drain() {
+	for {
+		select {
+		case <-p.messages:
+		default:
+			return
+		}
+	}
+}
+
+// report passes a notice on, dropping the oldest if nobody reads them.
+func (p *PartitionConsumer) report(err error) {
+	ce := (*ConsumerError)(nil)
+	if !errors.As(err, &ce) {
+		ce = &ConsumerError{Topic: p.fetch.topic, Partition: p.fetch.partition, Offset: offsetNone, Err: err}
+	}
+	p.client.warn.warn("consumer", fmt.Sprint(ce.Topic, "/", ce.Partition),
+		"topic", ce.Topic, "partition", ce.Partition, "offset", ce.Offset, "error", trimPrefix(ce.Err))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.silent {
+		select {
+		case p.errors <- ce:
+			return
+		default:
+		}
+		select {
+		case <-p.errors:
+			p.client.metrics.Consumer.recordDroppedError()
+		default:
+		}
+	}
+}
+
+// Offset returns the offset of the next message that Messages or All will deliver.
+// Until the first fetch after the start or a Seek it is what was asked for, possibly
+// [OffsetOldest] or [OffsetNewest].
+func (p *PartitionConsumer) Offset() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.messages); n > 0 && p.next >= 0 {
+		return p.sent[(p.sentAt-n+2*len(p.sent))%len(p.sent)]
+	}
+	if p.next >= 0 {
+		return p.next
+	}
+	p.fetch.mu.Lock()
+	defer p.fetch.mu.Unlock()
+	return p.epoch.origin
+}
+
+// HighWaterMark returns the high-water mark as of the last fetch, -1 before it is
+// known.
+func (p *PartitionConsumer) HighWaterMark() int64 {
+	p.fetch.mu.Lock()
+	defer p.fetch.mu.Unlock()
+	return p.fetch.end
+}
+
+// Seek goes on at an offset, [OffsetOldest] or [OffsetNewest]. When it returns,
+// nothing from before is left in the Messages channel; that is all it waits for.
+func (p *PartitionConsumer) Seek(ctx context.Context, offset int64) error {
+	if offset < OffsetOldest {
+		return fmt.Errorf("%w: Seek(%d): want an offset, OffsetOldest or OffsetNewest", ErrOffsetOutOfRange, offset)
+	}
+	return p.seek(ctx, start{offset: offset})
+}
+
+// SeekTime is Seek to the first message whose timestamp is t or later, or to the
+// high-water mark. The broker must support ListOffsets.
+func (p *PartitionConsumer) SeekTime(ctx context.Context, t time.Time) error {
+	return p.seek(ctx, start{offset: OffsetOldest, time: t})
+}
+
+func (p *PartitionConsumer) seek(ctx context.Context, s start) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return ErrClosed
+	}
+	e := p.fetch.seek(s)
+	p.epoch, p.batch, p.next = e, nil, offsetNone
+	pumping := p.pumping
+	p.mu.Unlock()
+	for pumping {
+		select {
+		case <-e.drained:
+			return nil
+		case <-p.pumped:
+			return p.ended()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-e.ctx.Done():
+			// A later seek ends this epoch perhaps before the pump has seen it.
+			if p.fetch.ctx.Err() != nil {
+				return ErrClosed
+			}
+			e = p.fetch.currentEpoch()
+		}
+	}
+	return nil
+}
+
+// Pause stops delivery until Resume; what is in the Messages channel can still be
+// read. It may be called more than once.
+func (p *PartitionConsumer) Pause() { p.fetch.pause() }
+
+// Resume ends a Pause.
+func (p *PartitionConsumer) Resume() { p.fetch.resume() }
+
+// Status says what the consumer is doing or waiting for.
+func (p *PartitionConsumer) Status() Status { return p.fetch.status() }
+
+// Close ends the consumer and closes its channels; loops over All end with
+// [ErrClosed]. It gives up what it is waiting for at once. It may be called from
+// anywhere, also from a loop over the messages, and more than once.
+func (p *PartitionConsumer) Close() error {
+	p.mu.Lock()
+	first := !p.closed
+	p.closed = true
+	p.mu.Unlock()
+	p.fetch.cancel(ErrClosed)
+	p.running.Wait()
+	if !first {
+		return nil
+	}
+	p.mu.Lock()
+	p.silent = true
+	close(p.errors)
+	p.mu.Unlock()
+	p.client.metrics.Consumer.dropLag(p.fetch.topic, p.fetch.partition)
+	p.client.unregister(p)
+	return nil
+}

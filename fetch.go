@@ -1,0 +1,493 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// retryFetch is the wait between fetches that failed.
+var retryFetch = backoff{base: 100 * time.Millisecond, limit: time.Second} //nolint:gochecknoglobals // a constant in all but syntax
+
+// fetcher reads one partition ahead of whoever takes: run fetches while the
+// application works on what it took before. One fetch waits in run's hand, so that
+// what is buffered is bounded by the size of two fetches.
+type fetcher struct {
+	client    *Client
+	cfg       *config
+	topic     string
+	partition int32
+	report    func(error) // notices and failures; must not block
+	progress  func()      // the high-water mark may have moved; must not block
+
+	ctx    context.Context //nolint:containedctx // ends the fetcher
+	cancel context.CancelCauseFunc
+
+	ready chan fetched // from run to take; closed by run, after err is set
+
+	mu       sync.Mutex // guards the following
+	epoch    *epoch
+	position int64 // of the next fetch; negative before it is known
+	end      int64 // high-water mark, -1 before it is known
+	paused   chan struct{}
+	state    fetchState
+	since    time.Time // of state
+	failure  error     // in stateRetrying
+	err      error     // why run ended
+}
+
+// epoch is the time between two seeks. What was fetched in an earlier one is void.
+type epoch struct {
+	start  start           // guarded by fetcher.mu
+	origin int64           // where it began once that is known, else negative; likewise
+	ctx    context.Context //nolint:containedctx // ends with the epoch
+	end    context.CancelFunc
+	// drained is closed when nothing of earlier epochs can be delivered any more.
+	drained chan struct{}
+}
+
+// start is where to begin: an offset, one of the named ends, or a time.
+type start struct {
+	offset int64
+	time   time.Time // zero: offset counts
+}
+
+// fetched is what one fetch brought.
+type fetched struct {
+	epoch    *epoch
+	messages []*Message
+}
+
+// fetchState is what run is doing, for Status.
+type fetchState int
+
+const (
+	stateStarting fetchState = iota
+	stateFetching
+	stateFull
+	statePaused
+	stateRetrying
+	stateEnded
+)
+
+func newFetcher(c *Client, cfg *config, topic string, partition int32, report func(error), progress func()) *fetcher {
+	f := &fetcher{
+		client: c, cfg: cfg, topic: topic, partition: partition, report: report, progress: progress,
+		ready: make(chan fetched), end: -1, since: time.Now(),
+	}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	f.setEpochLocked(start{cfg.startOffset, cfg.startTime})
+	return f
+}
+
+// setEpochLocked begins an epoch; the first one needs no lock.
+func (f *fetcher) setEpochLocked(s start) *epoch {
+	if f.epoch != nil {
+		f.epoch.end()
+	}
+	if !s.time.IsZero() {
+		s.offset = OffsetOldest // Negative: to be looked up.
+	}
+	e := &epoch{start: s, origin: s.offset, drained: make(chan struct{})}
+	e.ctx, e.end = context.WithCancel(f.ctx)
+	f.epoch = e
+	f.position = s.offset
+	return e
+}
+
+// seek begins an epoch at s; the request under way is given up.
+func (f *fetcher) seek(s start) *epoch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.setEpochLocked(s)
+}
+
+func (f *fetcher) currentEpoch() *epoch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.epoch
+}
+
+// pause holds back fetches and takes until resume.
+func (f *fetcher) pause() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.paused == nil {
+		f.paused = make(chan struct{})
+	}
+}
+
+func (f *fetcher) resume() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.paused != nil {
+		close(f.paused)
+		f.paused = nil
+	}
+}
+
+func (f *fetcher) isPaused() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.paused
+}
+
+// take returns the next batch of messages, never an empty one. The error is what
+// ended the fetcher, or ctx's cause.
+func (f *fetcher) take(ctx context.Context) (fetched, error) {
+	for {
+		if resumed := f.isPaused(); resumed != nil {
+			select {
+			case <-resumed:
+				continue
+			case <-ctx.Done():
+				return fetched{}, context.Cause(ctx)
+			case <-f.ctx.Done():
+				return fetched{}, context.Cause(f.ctx)
+			}
+		}
+		select {
+		case got, ok := <-f.ready:
+			switch {
+			case !ok:
+				return fetched{}, f.ended()
+			case got.epoch == f.currentEpoch():
+				return got, nil
+			}
+		case <-ctx.Done():
+			return fetched{}, context.Cause(ctx)
+		}
+	}
+}
+
+// ended returns why run has ended.
+func (f *fetcher) ended() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// run fetches until the fetcher is closed or an error comes that cannot get better.
+func (f *fetcher) run() {
+	err := f.fetchLoop()
+	f.mu.Lock()
+	f.err = err
+	f.setStateLocked(stateEnded, err)
+	f.mu.Unlock()
+	if !errors.Is(err, ErrClosed) {
+		f.report(err)
+	}
+	close(f.ready)
+}
+
+func (f *fetcher) fetchLoop() error {
+	failures := 0
+	for f.ctx.Err() == nil {
+		if resumed := f.isPaused(); resumed != nil {
+			f.setState(statePaused, nil)
+			select {
+			case <-resumed:
+			case <-f.ctx.Done():
+			}
+			continue
+		}
+		e := f.currentEpoch()
+		messages, err := f.fetch(e)
+		switch {
+		case e.ctx.Err() != nil:
+			continue // Closed, or a seek: what came is not wanted.
+		case err == nil:
+			failures = 0
+		case errors.Is(err, ErrOffsetOutOfRange):
+			if err = f.goBack(e); err != nil {
+				return err
+			}
+			continue
+		case retriable(err):
+			failures++
+			f.setState(stateRetrying, err)
+			if !connectionFault(err) {
+				f.client.metadata.forget(f.topic)
+			}
+			f.report(f.wrap(err))
+			pause(e.ctx, nil, retryFetch.before(failures))
+			continue
+		default:
+			return f.wrap(err)
+		}
+		if len(messages) > 0 {
+			f.setState(stateFull, nil)
+			select {
+			case f.ready <- fetched{e, messages}:
+			case <-e.ctx.Done():
+			}
+		}
+	}
+	return context.Cause(f.ctx)
+}
+
+// wrap says where reading failed.
+func (f *fetcher) wrap(err error) *ConsumerError {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &ConsumerError{Topic: f.topic, Partition: f.partition, Offset: f.position, Err: err}
+}
+
+// fetch does one fetch at the position, which it moves behind what came. Without
+// long poll it waits after an empty fetch.
+func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
+	position, err := f.locate(e)
+	if err != nil {
+		return nil, err
+	}
+	f.setState(stateFetching, nil)
+	// Metadata only tells which broker to ask; the fetch itself brings any error.
+	_, _ = f.client.metadata.topic(e.ctx, f.topic, false, f.cfg.requestTimeout)
+	req := &fetchRequest{
+		Topic: f.topic, Partition: f.partition, Offset: position,
+		MaxBytes: f.cfg.fetchMaxBytes, MaxMessages: f.cfg.fetchMaxMessages,
+		MinBytes: f.cfg.fetchMinBytes, MaxWaitMs: f.cfg.fetchMaxWait.Milliseconds(),
+	}
+	r := route{topic: f.topic, partition: f.partition, held: true, hold: f.cfg.fetchMaxWait, repeatable: true}
+	resp := newFetchResponse()
+	began := time.Now()
+	if err := f.client.round(e.ctx, r, f.cfg.requestTimeout, req, resp); err != nil {
+		return nil, err
+	}
+	f.client.metrics.Consumer.RecordFetch()
+	messages, err := f.check(resp.Messages, position)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	if f.epoch == e {
+		if n := len(messages); n > 0 {
+			f.position = messages[n-1].Offset + 1
+		}
+		f.end = max(resp.HighWaterMark, f.position)
+	}
+	f.mu.Unlock()
+	f.progress()
+	// A broker that holds fetches has used up most of the time that it was given.
+	if len(messages) == 0 && time.Since(began) < f.cfg.fetchMaxWait/2+time.Millisecond {
+		pause(e.ctx, nil, f.cfg.pollInterval)
+	}
+	return messages, nil
+}
+
+// check returns those of a fetch's messages that are at position or behind it, and
+// an error if they are not what was asked for.
+func (f *fetcher) check(messages []*Message, position int64) ([]*Message, error) {
+	last := int64(-1)
+	skip := 0
+	for i, m := range messages {
+		switch {
+		case m == nil:
+			return nil, fmt.Errorf("%w: fetch: message %d is null", ErrMalformed, i)
+		case m.Topic != "" && m.Topic != f.topic, m.Partition != f.partition:
+			return nil, fmt.Errorf("%w: fetch: message %d is of %s/%d", ErrMalformed, i, shorten(m.Topic), m.Partition)
+		case m.Offset <= last:
+			return nil, fmt.Errorf("%w: fetch: message %d has offset %d, behind %d", ErrMalformed, i, m.Offset, last)
+		}
+		last = m.Offset
+		m.Topic = f.topic
+		if m.Offset < position {
+			skip = i + 1
+		}
+	}
+	return messages[skip:], nil
+}
+
+// locate returns the position of the epoch, asking the broker if it was given as a
+// time or a named end.
+func (f *fetcher) locate(e *epoch) (int64, error) {
+	f.mu.Lock()
+	position, s := f.position, e.start
+	f.mu.Unlock()
+	if position >= 0 {
+		return position, nil
+	}
+	f.setState(stateStarting, nil)
+	at := position
+	if !s.time.IsZero() {
+		at = s.time.UnixMilli()
+		if at < 0 {
+			at = OffsetOldest // Before any message: negative times name the ends.
+		}
+	}
+	position, err := f.client.listOffset(e.ctx, f.topic, f.partition, at)
+	if errors.Is(err, ErrUnsupported) && s.time.IsZero() {
+		position, err = f.probe(e.ctx, at)
+	}
+	if err != nil {
+		return 0, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.epoch == e {
+		f.position = position
+		if e.origin < 0 {
+			e.origin = position
+		}
+	}
+	return position, nil
+}
+
+// probe finds an end of the log with fetches alone, for brokers that have no
+// ListOffsets. The oldest message is taken to be at 0; the newest is searched for in
+// steps that double, and then between the last two.
+func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
+	if at == OffsetOldest {
+		return 0, nil
+	}
+	// There is a message at or behind low-1, and none at high.
+	low, high := int64(0), int64(-1)
+	for step := int64(1); high < 0 || low < high; {
+		at := low + (high-low)/2
+		if high < 0 {
+			at = low + step - 1
+			step *= 2
+		}
+		req := &fetchRequest{Topic: f.topic, Partition: f.partition, Offset: at, MaxBytes: 1, MaxMessages: 1}
+		resp := newFetchResponse()
+		r := route{topic: f.topic, partition: f.partition, held: true, repeatable: true}
+		err := f.client.round(ctx, r, f.cfg.requestTimeout, req, resp)
+		switch {
+		case errors.Is(err, ErrOffsetOutOfRange):
+			high = at
+		case err != nil:
+			return 0, err
+		case resp.HighWaterMark >= 0:
+			return resp.HighWaterMark, nil
+		case len(resp.Messages) == 0:
+			high = at
+		case resp.Messages[0] == nil || resp.Messages[0].Offset < at:
+			return 0, fmt.Errorf("%w: fetch at offset %d brought another message", ErrMalformed, at)
+		default:
+			low = resp.Messages[0].Offset + 1
+		}
+	}
+	return low, nil
+}
+
+// goBack moves a position that is not in the log, as WithOutOfRange says. The error
+// ends the fetcher.
+func (f *fetcher) goBack(e *epoch) error {
+	f.mu.Lock()
+	from := f.position
+	f.mu.Unlock()
+	if f.cfg.outOfRange == OutOfRangeFail {
+		return f.wrap(&OutOfRangeError{From: from, To: -1})
+	}
+	f.mu.Lock()
+	if f.epoch == e {
+		f.position = OffsetOldest
+		if f.cfg.outOfRange == OutOfRangeNewest {
+			f.position = OffsetNewest
+		}
+		e.start = start{offset: f.position}
+	}
+	f.mu.Unlock()
+	to, err := f.locate(e)
+	switch {
+	case e.ctx.Err() != nil:
+		return nil
+	case err != nil && !retriable(err):
+		return f.wrap(err)
+	case err != nil:
+		// The next fetch begins by locating again.
+		f.report(f.wrap(err))
+		pause(e.ctx, nil, retryFetch.base)
+		return nil
+	case to == from:
+		// Without ListOffsets the start of the log is a guess; it was wrong.
+		return f.wrap(&OutOfRangeError{From: from, To: -1})
+	}
+	f.report(&ConsumerError{Topic: f.topic, Partition: f.partition, Offset: to, Err: &OutOfRangeError{From: from, To: to}})
+	return nil
+}
+
+func (f *fetcher) setState(s fetchState, failure error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.setStateLocked(s, failure)
+}
+
+func (f *fetcher) setStateLocked(s fetchState, failure error) {
+	if s != f.state || s == stateFetching {
+		f.since = time.Now()
+	}
+	f.state, f.failure = s, failure
+}
+
+// status says what run is doing.
+func (f *fetcher) status() Status {
+	f.mu.Lock()
+	state, since, failure, position, end := f.state, f.since, f.failure, f.position, f.end
+	f.mu.Unlock()
+	name := fmt.Sprintf("%s/%d", f.topic, f.partition)
+	switch state {
+	case stateStarting:
+		return Status{fmt.Sprintf("%s: looking up the start, %s", name, f.client.pool.state()), since}
+	case stateFetching:
+		if end == position {
+			return Status{fmt.Sprintf("%s: caught up at offset %d, waiting for messages", name, position), since}
+		}
+		return Status{fmt.Sprintf("%s: fetching at offset %d, %s", name, position, f.client.pool.state()), since}
+	case stateFull:
+		return Status{fmt.Sprintf("%s: messages before offset %d wait for the application", name, position), since}
+	case statePaused:
+		return Status{name + ": paused by the application", since}
+	case stateRetrying:
+		return Status{fmt.Sprintf("%s: fetching at offset %d again after: %s; %s", name, position, trimPrefix(failure), f.client.pool.state()), since}
+	case stateEnded:
+	}
+	return Status{Text: fmt.Sprintf("%s: ended: %s", name, trimPrefix(failure))}
+}
+
+// listOffsets asks for some partitions of a topic, or for all. Each is asked of its
+// leader, as far as that is known.
+func (c *Client) listOffsets(ctx context.Context, topic string, partitions []int32, timestamp int64) (map[int32]int64, error) {
+	if len(partitions) == 0 {
+		entry, err := c.metadata.topic(ctx, topic, false, c.cfg.requestTimeout)
+		if err != nil {
+			return nil, c.waitFailed(ctx, "ListOffsets", err)
+		}
+		for p := range entry.partitions {
+			partitions = append(partitions, p)
+		}
+	}
+	byLeader := make(map[string][]int32)
+	for _, p := range partitions {
+		addr := c.metadata.leaderAddr(topic, p)
+		byLeader[addr] = append(byLeader[addr], p)
+	}
+	offsets := make(map[int32]int64, len(partitions))
+	for _, addr := range slices.Sorted(maps.Keys(byLeader)) {
+		asked := byLeader[addr]
+		r := route{topic: topic, partition: asked[0], repeatable: true, feature: featureListOffsets}
+		var resp listOffsetsResponse
+		if err := c.ask(ctx, r, &listOffsetsRequest{Topic: topic, Partitions: asked, Timestamp: timestamp}, &resp); err != nil {
+			return nil, err
+		}
+		for _, o := range resp.Offsets {
+			offsets[o.Partition] = o.Offset
+		}
+	}
+	for _, p := range partitions {
+		if offset, ok := offsets[p]; !ok || offset < 0 {
+			return nil, fmt.Errorf("%w: ListOffsets: no offset of %s/%d in the answer", ErrMalformed, topic, p)
+		}
+	}
+	return offsets, nil
+}
+
+// listOffset is listOffsets for one partition.
+func (c *Client) listOffset(ctx context.Context, topic string, partition int32, timestamp int64) (int64, error) {
+	offsets, err := c.listOffsets(ctx, topic, []int32{partition}, timestamp)
+	return offsets[partition], err
+}
