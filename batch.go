@@ -78,8 +78,9 @@ func (b batch) appendTime() int64      { return int64(binary.BigEndian.Uint64(b[
 func (b batch) attributes() uint16     { return binary.BigEndian.Uint16(b[batchAttributesAt:]) }
 func (b batch) count() int32           { return int32(binary.BigEndian.Uint32(b[batchCountAt:])) }
 func (b batch) lastOffsetDelta() int32 { return int32(binary.BigEndian.Uint32(b[batchLastDeltaAt:])) }
-func (b batch) firstTime() int64       { return int64(binary.BigEndian.Uint64(b[batchFirstTimeAt:])) }
-func (b batch) maxTime() int64         { return int64(binary.BigEndian.Uint64(b[batchMaxTimeAt:])) }
+
+func (b batch) firstTime() int64 { return int64(binary.BigEndian.Uint64(b[batchFirstTimeAt:])) }
+func (b batch) maxTime() int64   { return int64(binary.BigEndian.Uint64(b[batchMaxTimeAt:])) }
 
 // nextOffset is the offset behind the batch's last record.
 func (b batch) nextOffset() int64 { return b.baseOffset() + int64(b.lastOffsetDelta()) + 1 }

@@ -187,7 +187,7 @@ func (b *Broker) refuse(c *brokerConn) {
 // network and addr are not looked at.
 func (b *Broker) Dial(ctx context.Context, network, addr string) (net.Conn, error) { //nolint:revive // the signature is WithDialer's
 	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+		return nil, endOf(ctx)
 	}
 	here, there := newPipe()
 	if !b.serve(there) {
@@ -270,7 +270,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		left := len(b.conns)
 		b.mu.Unlock()
 		return errors.Join(
-			&waitError{what: "shut down broker", state: fmt.Sprintf("%d connections open", left), end: context.Cause(ctx)},
+			&waitError{what: "shut down broker", state: fmt.Sprintf("%d connections open", left), end: endOf(ctx)},
 			b.Close())
 	}
 }

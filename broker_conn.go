@@ -99,7 +99,7 @@ func (c *brokerConn) serve() {
 	close(writerDone)
 	writer.Wait()
 	c.cancel(ErrClosed)
-	hangUp(c.nc, last != nil)
+	hangUp(c.nc, last != nil || c.service.draining())
 }
 
 // read serves requests until there are no more. It returns the peer's fault that
@@ -238,8 +238,9 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		c.mu.Lock()
 		c.heldCount--
 		c.mu.Unlock()
-		c.replyLater(slot, form, id, &f.fetchResponse, err)
+		c.queue(slot, c.encode(nil, form, id, &f.fetchResponse, err))
 		f.release()
+		_ = c.out.flush() // A connection that failed is noticed by serve.
 	})
 	return nil
 }

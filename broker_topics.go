@@ -105,7 +105,7 @@ func (s *topicSet) change(ctx context.Context, f func() error) error {
 		defer func() { <-s.changing }()
 		return f()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return endOf(ctx)
 	}
 }
 

@@ -161,7 +161,7 @@ func (c *Client) round(ctx context.Context, r route, limit time.Duration, req re
 			}
 		}
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return endOf(ctx)
 		}
 	}
 	if reached {
@@ -271,17 +271,17 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 			if ctx.Err() == nil {
 				return &waitError{what: p.what, end: ErrClosed, last: err}
 			}
-			return &waitError{what: p.what, state: c.pool.state().String(), end: context.Cause(ctx), last: err}
+			return &waitError{what: p.what, state: c.pool.state().String(), end: endOf(ctx), last: err}
 		}
 	}
 }
 
 // waitFailed says what was waited for, if it is ctx that ended a wait.
 func (c *Client) waitFailed(ctx context.Context, what string, err error) error {
-	if err == nil || ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 		return err
 	}
-	return &waitError{what: what, state: c.pool.state().String(), end: context.Cause(ctx)}
+	return &waitError{what: what, state: c.pool.state().String(), end: endOf(ctx)}
 }
 
 // ask sends a request that is not a message: it is tried again a few times if that

@@ -196,7 +196,7 @@ func (t *transport) try(ctx context.Context, addr string, form Protocol, limit t
 	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetDeadline(time.Unix(1, 0)) })
 	result, err := c.hello(form)
 	if !stop() || ctx.Err() != nil {
-		return c, helloFailed, &ConnError{Addr: addr, Op: "hello", Err: fmt.Errorf("%w: %w", errNoAnswer, context.Cause(ctx)), unsent: true}
+		return c, helloFailed, &ConnError{Addr: addr, Op: "hello", Err: fmt.Errorf("%w: %w", errNoAnswer, endOf(ctx)), unsent: true}
 	}
 	return c, result, err
 }
@@ -312,7 +312,7 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 		case <-c.done:
 			return nil, c.closedError(true)
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, endOf(ctx)
 		}
 	}
 	sequence := c.sequence.Add(1)
@@ -380,7 +380,7 @@ func (c *conn) finish(ctx context.Context, k *call, resp response) error {
 		case <-k.done:
 		case <-ctx.Done():
 			c.abandon(k)
-			return context.Cause(ctx)
+			return endOf(ctx)
 		}
 	}
 	if k.err != nil {

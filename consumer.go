@@ -138,7 +138,7 @@ func (p *PartitionConsumer) receive(ctx context.Context) (*Message, error) {
 		}
 		return m, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, endOf(ctx)
 	}
 }
 
@@ -160,7 +160,7 @@ func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, *epoch, 
 		select {
 		case p.taking <- struct{}{}:
 		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+			return nil, nil, endOf(ctx)
 		}
 		m, e, ok := p.pop()
 		if !ok {
@@ -364,7 +364,7 @@ func (p *PartitionConsumer) seek(ctx context.Context, s start) error {
 		case <-p.pumped:
 			return p.ended()
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return endOf(ctx)
 		case <-e.ctx.Done():
 			// A later seek ends this epoch perhaps before the pump has seen it.
 			if p.fetch.ctx.Err() != nil {

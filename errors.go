@@ -254,6 +254,15 @@ func (e *waitError) Unwrap() []error {
 // Timeout tells callers that look for net.Error's method.
 func (e *waitError) Timeout() bool { return errors.Is(e.end, context.DeadlineExceeded) }
 
+// endOf says why ctx has ended: with its cause, if it was given one.
+func endOf(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if err == nil || errors.Is(cause, err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
+
 // trimPrefix gives err's text without the package's prefix, for use inside
 // another of the package's messages.
 func trimPrefix(err error) string { return strings.TrimPrefix(err.Error(), "robust: ") }

@@ -145,7 +145,7 @@ func (f *fetcher) take(ctx context.Context) (fetched, error) {
 			case <-resumed:
 				continue
 			case <-ctx.Done():
-				return fetched{}, context.Cause(ctx)
+				return fetched{}, endOf(ctx)
 			case <-f.ctx.Done():
 				return fetched{}, context.Cause(f.ctx)
 			}
@@ -159,7 +159,7 @@ func (f *fetcher) take(ctx context.Context) (fetched, error) {
 				return got, nil
 			}
 		case <-ctx.Done():
-			return fetched{}, context.Cause(ctx)
+			return fetched{}, endOf(ctx)
 		}
 	}
 }

@@ -7,4 +7,7 @@ require (
 	github.com/stretchr/testify v1.12.1
 )
 
-require go.yaml.in/yaml/v3 v3.0.5 // indirect
+require (
+	github.com/lmittmann/tint v1.2.1 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+)

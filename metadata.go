@@ -81,7 +81,7 @@ func (m *metadataCache) topic(ctx context.Context, name string, create bool, lim
 	case <-t.C:
 		return nil, fmt.Errorf("%w: metadata of %q did not come in time", ErrNoBroker, name)
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, endOf(ctx)
 	}
 }
 

@@ -135,7 +135,7 @@ func (p *pool) get(ctx context.Context, addr string, held, others bool, patience
 		case <-timeout:
 			return nil, &ConnError{Addr: addr, Op: "dial", Err: errNotConnected, unsent: true}
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, endOf(ctx)
 		}
 	}
 }

@@ -400,6 +400,6 @@ func (p *SyncProducer) Shutdown(ctx context.Context) error {
 		p.mu.Lock()
 		sends := p.sends
 		p.mu.Unlock()
-		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: context.Cause(ctx)}
+		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: endOf(ctx)}
 	}
 }

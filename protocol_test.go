@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -317,9 +318,7 @@ func (g *goldenExchange) file(form Protocol, direction string) string {
 // TestGoldenFrames: what we write is what the files say, and what they say is what
 // we read, in both directions and both forms.
 func TestGoldenFrames(t *testing.T) {
-	named := make(map[string]bool)
 	golden := func(t *testing.T, file string, written []byte) []byte {
-		named[file] = true
 		if *updateWire {
 			addFile(t, file, written)
 		}
@@ -328,6 +327,8 @@ func TestGoldenFrames(t *testing.T) {
 		require.Equal(t, string(frame), string(written))
 		return frame
 	}
+	helloFile := filepath.Join(wireDir, "hello.request.json")
+	named := map[string]bool{helloFile: true}
 	for _, form := range []Protocol{ProtocolV1, ProtocolV0} {
 		for _, g := range goldenExchanges() {
 			if _, ok := g.number(form); !ok {
@@ -335,6 +336,7 @@ func TestGoldenFrames(t *testing.T) {
 			}
 			id := g.id(form)
 			if g.req != nil {
+				named[g.file(form, "request")] = true
 				t.Run(form.String()+"/"+g.name+"/request", func(t *testing.T) {
 					require.Equal(t, g.kind, g.req.kind())
 					written, err := appendRequest(nil, form, id, g.kind, g.req)
@@ -344,6 +346,7 @@ func TestGoldenFrames(t *testing.T) {
 				})
 			}
 			if g.resp != nil || g.refusal != nil {
+				named[g.file(form, "response")] = true
 				t.Run(form.String()+"/"+g.name+"/response", func(t *testing.T) {
 					var payload any
 					if g.resp != nil {
@@ -359,7 +362,7 @@ func TestGoldenFrames(t *testing.T) {
 	}
 	t.Run("hello", func(t *testing.T) {
 		const id = "7b0a9c52-4f1e-4d8a-b3c6-000000000001"
-		frame := golden(t, filepath.Join(wireDir, "hello.request.json"), appendHello(nil, id))
+		frame := golden(t, helloFile, appendHello(nil, id))
 		var r wireRequest
 		require.NoError(t, r.decode(frame))
 		require.Equal(t, id, r.id)
@@ -371,12 +374,34 @@ func TestGoldenFrames(t *testing.T) {
 		require.NoError(t, json.Unmarshal(frame, &v0))
 		require.Equal(t, requestClusterInfo, fromV0Number(v0.Type))
 	})
-	if t.Failed() {
-		return
-	}
 	for _, file := range wireFiles(t) {
-		require.True(t, named[file] || filepath.Dir(file) == peersDir, "no test names %s", file)
+		assert.True(t, named[file] || filepath.ToSlash(filepath.Dir(file)) == peersDir, "no test names %s", file)
 	}
+}
+
+func TestGoldenFramesAreComplete(t *testing.T) {
+	requests, responses := make(map[requestType]bool), make(map[requestType]bool)
+	for _, g := range goldenExchanges() {
+		requests[g.kind] = requests[g.kind] || g.req != nil
+		responses[g.kind] = responses[g.kind] || g.resp != nil && g.refusal == nil
+	}
+	kinds := []requestType{requestListOffsets, requestAlterTopic, requestDeleteRecords}
+	for kind := requestProduce; kind <= requestHeartbeat; kind++ {
+		kinds = append(kinds, kind)
+	}
+	for _, kind := range kinds {
+		require.True(t, requests[kind], "no request of %s", kind)
+		require.True(t, responses[kind], "no response of %s", kind)
+	}
+}
+
+func TestGoldenFramesAreKept(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "v1", "frame.json")
+	addFile(t, file, []byte("as it was sent"))
+	addFile(t, file, []byte("as it would be sent today"))
+	kept, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, "as it was sent", string(kept))
 }
 
 // addFile writes a golden frame that is not there yet. One that is there stays as

@@ -138,25 +138,20 @@ func (s *scanner) text() ([]byte, bool) {
 	if !s.eat('"') {
 		return nil, false
 	}
-	n := bytes.IndexByte(s.b[s.i:], '"')
-	if n < 0 {
-		return nil, false
-	}
-	t := s.b[s.i : s.i+n]
+	rest := s.b[s.i:]
 	ascii := true
-	for _, c := range t {
-		if c < 0x20 || c == '\\' {
+	for n, c := range rest {
+		switch {
+		case c == '"':
+			s.i += n + 1
+			return rest[:n], ascii || utf8.Valid(rest[:n])
+		case c < 0x20 || c == '\\':
 			return nil, false
-		}
-		if c >= utf8.RuneSelf {
+		case c >= utf8.RuneSelf:
 			ascii = false
 		}
 	}
-	if !ascii && !utf8.Valid(t) {
-		return nil, false
-	}
-	s.i += n + 1
-	return t, true
+	return nil, false
 }
 
 // str is text as a string, into dst.
@@ -182,10 +177,6 @@ func (s *scanner) base64(dst *[]byte) bool {
 		return false
 	}
 	t := s.b[s.i : s.i+n]
-	// The decoder skips line ends, which JSON does not allow in a string.
-	if bytes.IndexByte(t, '\n') >= 0 || bytes.IndexByte(t, '\r') >= 0 {
-		return false
-	}
 	s.i += n + 1
 	if n == 0 {
 		*dst = []byte{}
@@ -194,7 +185,9 @@ func (s *scanner) base64(dst *[]byte) bool {
 	val := s.take(base64.StdEncoding.DecodedLen(n))
 	size, err := base64.StdEncoding.Decode(val, t)
 	*dst = val[:size:size]
-	return err == nil
+	// The decoder skips line ends, which JSON does not allow in a string: without
+	// them, all but the padding makes three bytes of four.
+	return err == nil && n%4 == 0 && size >= n/4*3-2
 }
 
 // take returns n bytes of the shared block, or of their own if they are many.
@@ -295,12 +288,14 @@ func (s *scanner) bool(dst *bool) bool {
 	return s.word("false")
 }
 
-// raw returns an object, a string without escapes, or null, unexamined.
+// raw returns an object, a string or null, unexamined: whoever decodes it finds out
+// whether the object is JSON and the string base64. Only escapes, and line ends,
+// which base64's decoder would skip, are left to encoding/json.
 func (s *scanner) raw() ([]byte, bool) {
+	first := s.next()
 	start := s.i
-	switch s.next() {
+	switch first {
 	case '{':
-		start = s.i
 		var f frameScanner
 		n, done, err := f.scan(s.b[s.i:])
 		if !done || err != nil {
@@ -308,19 +303,17 @@ func (s *scanner) raw() ([]byte, bool) {
 		}
 		s.i += n
 	case '"':
-		start = s.i
-		n := bytes.IndexByte(s.b[s.i+1:], '"')
+		s.i++
+		n := bytes.IndexByte(s.b[s.i:], '"')
 		if n < 0 {
 			return nil, false
 		}
-		s.i += n + 2
-		for _, c := range s.b[start+1 : s.i-1] {
-			if c < 0x20 || c == '\\' || c >= utf8.RuneSelf {
-				return nil, false
-			}
+		t := s.b[s.i : s.i+n]
+		if bytes.IndexByte(t, '\\') >= 0 || bytes.IndexByte(t, '\n') >= 0 || bytes.IndexByte(t, '\r') >= 0 {
+			return nil, false
 		}
+		s.i += n + 1
 	case 'n':
-		start = s.i
 		if !s.null() {
 			return nil, false
 		}

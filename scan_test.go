@@ -167,14 +167,14 @@ func TestScannerStringMap(t *testing.T) {
 }
 
 func TestScannerRaw(t *testing.T) {
-	for _, text := range []string{`{}`, `{"a":[1,{"b":"}"}]}`, `""`, `"e30="`, `null`, `{"not":json]`} {
+	for _, text := range []string{`{}`, `{"a":[1,{"b":"}"}]}`, `""`, `"e30="`, `null`, `{"not":json]`, `"not base64, đ"`} {
 		s := scanner{b: []byte(" " + text + " ")}
 		got, ok := s.raw()
 		require.True(t, ok, text)
 		require.Equal(t, text, string(got))
 		require.True(t, s.end())
 	}
-	for _, text := range []string{``, ` `, `{`, `{"a":"`, `"`, `"a\n"`, "\"a\n\"", `"đ"`, `nul`, `true`, `1`, `[]`} {
+	for _, text := range []string{``, ` `, `{`, `{"a":"`, `"`, `"a\n"`, `"\"`, "\"a\n\"", "\"a\r\"", `nul`, `true`, `1`, `[]`} {
 		s := scanner{b: []byte(text)}
 		_, ok := s.raw()
 		require.False(t, ok, text)

@@ -1,0 +1,87 @@
+package robust
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestMetricsCount(t *testing.T) {
+	p := NewProducerMetrics()
+	p.RecordSent(100, 10*time.Millisecond)
+	p.RecordSent(50, 30*time.Millisecond)
+	p.RecordFailed()
+	p.recordRetry()
+	require.Equal(t, ProducerStats{
+		MessagesSent: 2, MessagesFailed: 1, BytesSent: 150, Retries: 1,
+		AverageLatency: 20 * time.Millisecond, MaxLatency: 30 * time.Millisecond,
+	}, p.GetStats())
+
+	c := NewConsumerMetrics()
+	c.RecordReceived(10)
+	c.RecordFetch()
+	c.RecordCommit(true)
+	c.RecordCommit(false)
+	c.recordDroppedError()
+	c.UpdateLag("demo", 1, 5)
+	c.UpdateLag("demo", 1, 4)
+	c.UpdateLag("demo", 2, 9)
+	stats := c.GetStats()
+	require.Equal(t, ConsumerStats{
+		MessagesReceived: 1, BytesReceived: 10, FetchCount: 1, CommitCount: 1, CommitErrors: 1, ErrorsDropped: 1,
+		Lag: map[TopicPartition]int64{{"demo", 1}: 4, {"demo", 2}: 9},
+	}, stats)
+	c.dropLag("demo", 1)
+	require.Equal(t, map[TopicPartition]int64{{"demo", 2}: 9}, c.GetStats().Lag)
+	require.Len(t, stats.Lag, 2, "a snapshot does not change")
+
+	n := NewConnectionMetrics()
+	n.RecordConnection()
+	n.RecordConnection()
+	n.RecordDisconnection()
+	n.RecordFailed()
+	n.RecordReconnection()
+	require.Equal(t, ConnectionStats{ActiveConnections: 1, TotalConnections: 2, FailedConnections: 1, Reconnections: 1}, n.GetStats())
+}
+
+func TestMetricsUpdatesDoNotAllocate(t *testing.T) {
+	var m Metrics
+	m.Consumer.UpdateLag("demo", 0, 1)
+	for name, update := range map[string]func(){
+		"RecordSent":          func() { m.Producer.RecordSent(100, time.Millisecond) },
+		"RecordFailed":        m.Producer.RecordFailed,
+		"RecordReceived":      func() { m.Consumer.RecordReceived(100) },
+		"RecordFetch":         m.Consumer.RecordFetch,
+		"RecordCommit":        func() { m.Consumer.RecordCommit(true) },
+		"UpdateLag":           func() { m.Consumer.UpdateLag("demo", 0, 7) },
+		"RecordConnection":    m.Connection.RecordConnection,
+		"RecordDisconnection": m.Connection.RecordDisconnection,
+		"RecordReconnection":  m.Connection.RecordReconnection,
+	} {
+		require.Zero(t, testing.AllocsPerRun(100, update), name)
+	}
+}
+
+func TestMetricsConcurrently(t *testing.T) {
+	var m Metrics
+	var group sync.WaitGroup
+	const each = 1000
+	for i := range 8 {
+		group.Go(func() {
+			for range each {
+				m.Producer.RecordSent(1, time.Duration(i))
+				m.Consumer.UpdateLag("demo", int32(i%4), int64(i))
+				_ = m.Producer.GetStats()
+				_ = m.Consumer.GetStats()
+			}
+		})
+	}
+	group.Wait()
+	stats := m.Producer.GetStats()
+	require.Equal(t, uint64(8*each), stats.MessagesSent)
+	require.Equal(t, uint64(8*each), stats.BytesSent)
+	require.Equal(t, time.Duration(7), stats.MaxLatency)
+	require.Len(t, m.Consumer.GetStats().Lag, 4)
+}
