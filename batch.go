@@ -307,17 +307,13 @@ func (f *fieldReader) nullable() []byte {
 	if n == -1 {
 		return nil
 	}
-	if n < 0 {
-		f.bad, f.b = true, nil
-		return nil
-	}
-	return f.take(uint64(n))
+	return f.take(uint64(n)) // A length below -1 becomes one that is not there.
 }
 
 func (f *fieldReader) headers() map[string]string {
 	n := f.uvarint()
 	// Each header takes two bytes at least: a count beyond that is a lie, and
-	// must not size the map.
+	// must not be counted to.
 	if n > uint64(len(f.b))/2 {
 		f.bad, f.b = true, nil
 		return nil
@@ -325,8 +321,7 @@ func (f *fieldReader) headers() map[string]string {
 	if n == 0 {
 		return nil
 	}
-	// A count within that may still be many times what the headers come to, if
-	// their keys are the same.
+	// Nor does a count size the map: all of its headers may have the same key.
 	h := make(map[string]string, min(n, 8))
 	for range n {
 		k := f.take(f.uvarint())

@@ -20,7 +20,7 @@ type rawRequest struct {
 	payload      []byte
 }
 
-// scan reads the envelope; false leaves it to encoding/json.
+// scan reads the envelope; false leaves it to encoding/json, and e in any state.
 func (e *rawRequest) scan(frame []byte) bool {
 	s := scanner{b: frame}
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
@@ -41,11 +41,7 @@ func (e *rawRequest) scan(frame []byte) bool {
 			return 0, false
 		}
 	})
-	if !ok || !s.end() {
-		*e = rawRequest{}
-		return false
-	}
-	return true
+	return ok && s.end()
 }
 
 // rawResponse is a response's envelope before it is understood.
@@ -58,7 +54,7 @@ type rawResponse struct {
 	payload   []byte
 }
 
-// scan reads the envelope; false leaves it to encoding/json.
+// scan reads the envelope; false leaves it to encoding/json, and e in any state.
 func (e *rawResponse) scan(frame []byte) bool {
 	s := scanner{b: frame}
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
@@ -81,11 +77,7 @@ func (e *rawResponse) scan(frame []byte) bool {
 			return 0, false
 		}
 	})
-	if !ok || !s.end() {
-		*e = rawResponse{}
-		return false
-	}
-	return true
+	return ok && s.end()
 }
 
 // appendPayload appends v, one of the payload types of messages.go or nil, as JSON.
@@ -388,7 +380,7 @@ func (s *scanner) messages(topic string) ([]*Message, bool) {
 func (s *scanner) message(m *Message) bool {
 	previous := m.Topic
 	m.Topic = ""
-	return s.next() == '{' && s.object(func(key []byte) (bit uint, ok bool) {
+	return s.object(func(key []byte) (bit uint, ok bool) {
 		switch string(key) {
 		case "id":
 			return 1, s.str(&m.ID)

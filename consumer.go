@@ -154,6 +154,9 @@ func (p *PartitionConsumer) ended() error {
 // caller at a time takes a batch, so that batches stay in order.
 func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, *epoch, error) {
 	for {
+		if err := p.fetch.resumed(ctx); err != nil {
+			return nil, nil, err
+		}
 		if m, e, ok := p.pop(); ok {
 			return m, e, nil
 		}
@@ -182,7 +185,7 @@ func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, *epoch, 
 
 // pop takes a message from the batch at hand, if there is one to be delivered now.
 func (p *PartitionConsumer) pop() (*Message, *epoch, bool) {
-	if p.fetch.isPaused() != nil || p.fetch.ctx.Err() != nil {
+	if p.fetch.ctx.Err() != nil {
 		return nil, nil, false
 	}
 	p.mu.Lock()
@@ -309,7 +312,8 @@ func (p *PartitionConsumer) report(err error) {
 
 // Offset returns the offset of the next message that Messages or All will deliver.
 // Until the first fetch after the start or a Seek it is what was asked for, possibly
-// [OffsetOldest] or [OffsetNewest].
+// [OffsetOldest] or [OffsetNewest]. While the channel is full it can for a moment
+// still be that of the message that was received last; it is never too high.
 func (p *PartitionConsumer) Offset() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -136,20 +136,24 @@ func (f *fetcher) isPaused() <-chan struct{} {
 	return f.paused
 }
 
+// resumed waits until there is no pause. The error is ctx's, or the fetcher's end.
+func (f *fetcher) resumed(ctx context.Context) error {
+	for paused := f.isPaused(); paused != nil; paused = f.isPaused() {
+		select {
+		case <-paused:
+		case <-ctx.Done():
+			return endOf(ctx)
+		case <-f.ctx.Done():
+			return context.Cause(f.ctx)
+		}
+	}
+	return nil
+}
+
 // take returns the next batch of messages, never an empty one. The error is what
-// ended the fetcher, or ctx's cause.
+// ended the fetcher, or ctx's.
 func (f *fetcher) take(ctx context.Context) (fetched, error) {
 	for {
-		if resumed := f.isPaused(); resumed != nil {
-			select {
-			case <-resumed:
-				continue
-			case <-ctx.Done():
-				return fetched{}, endOf(ctx)
-			case <-f.ctx.Done():
-				return fetched{}, context.Cause(f.ctx)
-			}
-		}
 		select {
 		case got, ok := <-f.ready:
 			switch {
@@ -187,13 +191,11 @@ func (f *fetcher) run() {
 func (f *fetcher) fetchLoop() error {
 	failures := 0
 	for f.ctx.Err() == nil {
-		if resumed := f.isPaused(); resumed != nil {
+		if f.isPaused() != nil {
 			f.setState(statePaused, nil)
-			select {
-			case <-resumed:
-			case <-f.ctx.Done():
+			if err := f.resumed(f.ctx); err != nil {
+				break
 			}
-			continue
 		}
 		e := f.currentEpoch()
 		messages, err := f.fetch(e)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -248,7 +249,8 @@ func FuzzPayload(f *testing.F) {
 		``, `null`, `{}`, `[]`, `{"messages":null}`, `{"messages":[null]}`, `{"messages":[]}`, `{"messages":[{}],"messages":[{"id":"a"},{}]}`,
 		`{"key":null,"value":"","headers":null}`, `{"key":[1,2],"value":"YQ\n=="}`, `{"Key":"YQ==","KEY":null}`, `{"headers":{"a":"b","a":null}}`,
 		`{"headers":{"a":"b","\u0061":"c"}}`, "{\"headers\":{\"\xff\":\"\xfe\"}}", `{"partition":2147483648}`, `{"offset":9223372036854775807,"timestamp":-9223372036854775808}`,
-		`{"offset":-0,"partition":1.0}`, `{"topic":"\ud800"}`, `{"high_water_mark":null,"log_start_offset":3,"error":""}`,
+		`{"headers":{"a":"1"},"headers":{"b":"2"},"value":"YQ==","value":null}`, `{"messages":[{"topic":"a","id":"b","offset":1},{"partition":2}]}`,
+		"{\"value\":\"YWJj\n\n\n\n\"}", `{"offset":-0,"partition":1.0}`, `{"topic":"\ud800"}`, `{"high_water_mark":null,"log_start_offset":3,"error":""}`,
 		`{"messages":[{"topic":"a","key":"YQ=="},{"topic":"b","value":"Yg==","headers":{}},{"topic":"","metadata":1}]}`,
 	} {
 		f.Add([]byte(text))
@@ -320,7 +322,7 @@ func FuzzEncode(f *testing.F) {
 		for i, payload := range payloads {
 			ours, err := appendPayload(nil, payload)
 			require.NoError(t, err)
-			require.True(t, json.Valid(ours), "%s", ours)
+			require.True(t, json.Valid(ours) && utf8.Valid(ours), "%q", ours)
 			require.NotContains(t, string(ours), "\n", "a frame is one line")
 			std, err := json.Marshal(payload)
 			require.NoError(t, err)

@@ -31,6 +31,9 @@ type pipeHalf struct {
 	// Each holds a token when somebody who waits should look again. Whoever
 	// takes it and leaves something for another puts it back.
 	readable, writable chan struct{}
+	// writing holds the token of whoever writes: what one Write writes stays in
+	// one piece, as on a socket. A mutex would stop the fake time of tests.
+	writing chan struct{}
 
 	readDeadline, writeDeadline pipeDeadline
 
@@ -45,6 +48,7 @@ func newPipeHalf() *pipeHalf {
 	return &pipeHalf{
 		readable: make(chan struct{}, 1),
 		writable: make(chan struct{}, 1),
+		writing:  make(chan struct{}, 1),
 	}
 }
 
@@ -90,6 +94,10 @@ func (h *pipeHalf) read(p []byte) (int, error) {
 }
 
 func (h *pipeHalf) write(p []byte) (int, error) {
+	if !h.beginWrite() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	defer func() { <-h.writing }()
 	written := 0
 	for {
 		if h.writeDeadline.passed() {
@@ -122,6 +130,26 @@ func (h *pipeHalf) write(p []byte) (int, error) {
 		}
 		select {
 		case <-h.writable:
+		case <-h.writeDeadline.wait():
+		}
+	}
+}
+
+// beginWrite takes the token of whoever writes; false means that the deadline came
+// first. The one that has it is woken by a close too, and passes it on.
+func (h *pipeHalf) beginWrite() bool {
+	for {
+		select {
+		case h.writing <- struct{}{}:
+			return true
+		default:
+		}
+		if h.writeDeadline.passed() {
+			return false
+		}
+		select {
+		case h.writing <- struct{}{}:
+			return true
 		case <-h.writeDeadline.wait():
 		}
 	}

@@ -184,7 +184,7 @@ func (s *scanner) base64(dst *[]byte) bool {
 	}
 	val := s.take(base64.StdEncoding.DecodedLen(n))
 	size, err := base64.StdEncoding.Decode(val, t)
-	*dst = val[:size:size]
+	*dst = val[:size]
 	// The decoder skips line ends, which JSON does not allow in a string: without
 	// them, all but the padding makes three bytes of four.
 	return err == nil && n%4 == 0 && size >= n/4*3-2

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -141,7 +142,7 @@ func TestScannerBase64(t *testing.T) {
 		require.True(t, s.end(), text)
 		require.Equal(t, want, got)
 	}
-	for _, text := range []string{``, `nul`, `n`, `"`, `"YQ`, `"YQ"`, `"YQ="`, `"Y"`, `"YQ==="`, `"YR==YQ=="`, "\"YQ=\n=\"", "\"YQ\r==\"", `"Y Q="`, `"Y\/Q="`, `"-_-_"`, `7`, `[]`} {
+	for _, text := range []string{``, `nul`, `n`, `"`, `"YQ`, `"YQ"`, `"YQ="`, `"Y"`, `"YQ==="`, `"YR==YQ=="`, "\"YQ=\n=\"", "\"YWJj\n\r\n\n\"", "\"YQ\n\n\n\n==\"", "\"\n\n\n\n\"", "\"YQ\r==\"", `"Y Q="`, `"Y\/Q="`, `"-_-_"`, `7`, `[]`} {
 		s := scanner{b: []byte(text)}
 		var got []byte
 		require.False(t, s.base64(&got), text)
@@ -190,6 +191,7 @@ func TestAppendString(t *testing.T) {
 		require.True(t, bytes.HasPrefix(got, []byte("before\"")))
 		got = got[len("before"):]
 		require.NotContains(t, string(got), "\n", "a frame is one line")
+		require.True(t, utf8.Valid(got))
 		var back, want string
 		require.NoError(t, json.Unmarshal(got, &back))
 		std, err := json.Marshal(text)

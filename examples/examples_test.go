@@ -1,0 +1,268 @@
+// Package examples_test runs the examples as a reader would.
+package examples_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// deadline is generous to slow machines; nothing waits for it when all is well.
+const deadline = 2 * time.Minute
+
+func TestExamples(t *testing.T) {
+	dir := build(t)
+	t.Run("embedded", func(t *testing.T) { testEmbedded(t, dir) })
+	t.Run("sequence", func(t *testing.T) { testSequence(t, dir) })
+	t.Run("usage", func(t *testing.T) { testUsage(t, dir) })
+}
+
+// build compiles every example and returns the directory of the programs.
+func build(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds and runs programs")
+	}
+	dir := t.TempDir()
+	for _, example := range []string{"admin", "broker", "consumer/simple", "metrics", "producer/simple", "quickstart"} {
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", program(dir, example), "./"+example)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	return dir
+}
+
+func program(dir, example string) string {
+	return filepath.Join(dir, strings.ReplaceAll(example, "/", "-")+".exe")
+}
+
+// result is what a program that has ended left behind.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// run runs a program to its end.
+func run(t *testing.T, dir, example string, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program(dir, example), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	require.NoError(t, ctx.Err(), "%s %v did not end in time\n%s%s", example, args, &stdout, &stderr)
+	if err != nil {
+		require.IsType(t, &exec.ExitError{}, err)
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// process is a program that runs until it is interrupted.
+type process struct {
+	cmd    *exec.Cmd
+	out    *bufio.Reader
+	stderr bytes.Buffer
+}
+
+// start starts a program.
+func start(t *testing.T, dir, example string, args ...string) *process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), deadline)
+	p := &process{cmd: exec.CommandContext(ctx, program(dir, example), args...)}
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	p.cmd.Stderr = &p.stderr
+	p.out = bufio.NewReader(stdout)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() {
+		cancel()
+		_ = p.cmd.Wait() // It has been waited for, unless the test failed.
+	})
+	return p
+}
+
+// line returns the next line of output.
+func (p *process) line(t *testing.T) string {
+	t.Helper()
+	line, err := p.out.ReadString('\n')
+	require.NoError(t, err, "%s", &p.stderr)
+	return strings.TrimSuffix(line, "\n")
+}
+
+// stop sends a signal and returns the rest of the output and the exit code.
+func (p *process) stop(t *testing.T, signal os.Signal) (rest string, code int) {
+	t.Helper()
+	require.NoError(t, p.cmd.Process.Signal(signal))
+	text, err := io.ReadAll(p.out)
+	require.NoError(t, err)
+	_ = p.cmd.Wait() // The exit code is what counts.
+	return string(text), p.cmd.ProcessState.ExitCode()
+}
+
+// startBroker starts examples/broker on a free port and returns its address.
+func startBroker(t *testing.T, dir string, args ...string) (p *process, addr string) {
+	t.Helper()
+	p = start(t, dir, "broker", append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	addr, ok := strings.CutPrefix(p.line(t), "listening on ")
+	require.True(t, ok)
+	return p, addr
+}
+
+const (
+	quickstartDone = "nothing is missing, and each of 28 keys is in order\n"
+	adminDone      = "topic demo-topic.no-such-topic cannot be deleted: it is not there\n"
+)
+
+// testEmbedded runs each example by itself.
+func testEmbedded(t *testing.T, dir string) {
+	for _, c := range []struct {
+		example string
+		args    []string
+		want    []string // regular expressions
+	}{
+		{"quickstart", nil, []string{
+			`^400 messages sent to topic demo\n`, `(?m)^ +total +400 +9624`, quickstartDone + "$",
+		}},
+		{"quickstart", []string{"-topic", "t", "-partitions", "7", "-chunk", "1", "-file", "examples_test.go"}, []string{
+			`messages sent to topic t\n`, `(?m)^ +6 +[1-9]`, `nothing is missing`,
+		}},
+		{"admin", nil, []string{
+			"created topic demo-topic\n", "demo-topic has 3 partitions, retention.hours=168, segment.bytes=1073741824\n",
+			"demo-topic has 6 partitions, retention.hours=24\n", "the oldest is now 4\n", adminDone, `node embedded of the cluster`,
+		}},
+		{"producer/simple", []string{"-n", "5"}, []string{
+			`partition \d  offset 0  key user-0  value message 0\n`, `partition \d  offset 1  key user-0  value message 4\n$`,
+		}},
+		{"consumer/simple", []string{"-n", "11"}, []string{
+			`^offset 0  key user-0  value message 0  headers map\[source:feed\]\n`, "\n11 messages read, the next offset is 11, the high-water mark 1\\d\n$",
+		}},
+		{"consumer/simple", []string{"-n", "3", "-from", "4", "-partition", "2"}, []string{
+			`^offset 4  `, "\n3 messages read, the next offset is 7, the high-water mark ",
+		}},
+		{"consumer/simple", []string{"-n", "1", "-from", "newest"}, []string{`^offset [1-9]\d+  `, "1 messages read"}},
+		{"metrics", nil, []string{
+			`messages sent +100\n`, `messages failed +1\n`, `messages received +75\n`, `lag of metrics-demo/0 +25\n`,
+			`active connections +[12]\n`, `reconnections +0\n$`,
+		}},
+	} {
+		t.Run(strings.Join(append([]string{c.example}, c.args...), " "), func(t *testing.T) {
+			r := run(t, dir, c.example, c.args...)
+			require.Zero(t, r.code, "%s", r.stderr)
+			for _, want := range c.want {
+				require.Regexp(t, regexp.MustCompile(want), r.stdout)
+			}
+			require.Empty(t, r.stderr)
+		})
+	}
+}
+
+// testSequence runs the examples one after the other against one broker.
+func testSequence(t *testing.T, dir string) {
+	if runtime.GOOS == "windows" {
+		t.Skip("processes cannot be interrupted")
+	}
+	broker, addr := startBroker(t, dir, "-topic", "other:2", "-auto-create", "1")
+	against := func(example string, args ...string) string {
+		t.Helper()
+		r := run(t, dir, example, append([]string{"-brokers", addr}, args...)...)
+		require.Zero(t, r.code, "%s %v\n%s%s", example, args, r.stdout, r.stderr)
+		return r.stdout
+	}
+
+	out := against("admin")
+	require.Contains(t, out, "created topic demo-topic\ntopics: demo-topic, other\n")
+	require.Contains(t, out, adminDone)
+	require.Contains(t, out, " of the cluster is at "+addr+"\n")
+	out = against("admin")
+	require.Contains(t, out, "topic demo-topic is there already, so it is not changed\n")
+	require.Contains(t, out, "demo-topic has 6 partitions, retention.hours=24\n")
+	require.NotContains(t, out, "doubled")
+
+	// Partition 0 holds offsets 4 to 9; nothing else is sent there but what follows.
+	out = against("consumer/simple", "-n", "6")
+	require.True(t, strings.HasPrefix(out, "offset 4  key -  value record 4  headers map[]\n"), out)
+	require.Contains(t, out, "6 messages read, the next offset is 10, the high-water mark 10\n")
+
+	consumer := start(t, dir, "consumer/simple", "-brokers", addr, "-topic", "made-by-the-first-message", "-from", "oldest")
+	_ = consumer.cmd.Wait()
+	require.Equal(t, 1, consumer.cmd.ProcessState.ExitCode())
+	require.Contains(t, consumer.stderr.String(), "topic not found")
+
+	require.Contains(t, against("producer/simple", "-topic", "made-by-the-first-message", "-n", "3"), "offset 2  key user-2  value message 2\n")
+	consumer = start(t, dir, "consumer/simple", "-brokers", addr, "-topic", "made-by-the-first-message")
+	require.Contains(t, consumer.line(t), "value message 0")
+	require.Contains(t, consumer.line(t), "value message 1")
+	require.Contains(t, consumer.line(t), "value message 2")
+	rest, code := consumer.stop(t, os.Interrupt)
+	require.Zero(t, code, "%s", &consumer.stderr)
+	require.Equal(t, "3 messages read, the next offset is 3, the high-water mark 3\n", rest)
+
+	require.Regexp(t, `lag of metrics-demo/0 +25\n`, against("metrics"))
+	require.Regexp(t, `lag of metrics-demo/0 +25\n`, against("metrics"))
+
+	// The second run finds the messages of the first in its topic.
+	require.Contains(t, against("quickstart"), quickstartDone)
+	out = against("quickstart", "-chunk", "1000")
+	require.Contains(t, out, quickstartDone)
+	require.NotRegexp(t, `(?m)^ +\d +\d+ +\d+ +0 `, out, "a first offset of 0")
+
+	require.Contains(t, against("admin", "-topic", "demo", "-delete"), "deleted topic demo\n")
+	r := run(t, dir, "admin", "-brokers", addr, "-topic", "demo", "-delete")
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.stderr, "topic not found: demo")
+
+	rest, code = broker.stop(t, os.Interrupt)
+	require.Zero(t, code, "%s", &broker.stderr)
+	require.Equal(t, "stopping\n", rest)
+	for _, example := range []string{"quickstart", "admin", "producer/simple", "consumer/simple", "metrics"} {
+		r := run(t, dir, example, "-brokers", addr)
+		require.Equal(t, 1, r.code, example)
+		require.Contains(t, r.stderr, "no broker can be reached", example)
+	}
+}
+
+// testUsage covers what is wrong from the start.
+func testUsage(t *testing.T, dir string) {
+	for _, c := range []struct {
+		example, args string
+		code          int
+		stderr        string
+	}{
+		{"quickstart", "-h", 0, "Usage: "},
+		{"admin", "-h", 0, "-delete"},
+		{"broker", "-h", 0, "-auto-create number"},
+		{"producer/simple", "-h", 0, "host:port[,host:port]"},
+		{"consumer/simple", "-h", 0, "oldest, newest or a number"},
+		{"metrics", "-h", 0, "three quarters are read"},
+		{"quickstart", "file.csv", 2, `unexpected argument "file.csv"`},
+		{"quickstart", "-brokers ,", 2, "want host:port[,host:port]"},
+		{"quickstart", "-brokers localhost", 1, "want addresses of the form host:port"},
+		{"quickstart", "-file no-such-file", 1, "no-such-file"},
+		{"quickstart", "-partitions 0", 1, "partitions 0: want 1 to 10000"},
+		{"quickstart", "-topic a/b", 1, `topic name "a/b"`},
+		{"quickstart", "-timeout 1ns", 1, "deadline exceeded"},
+		{"consumer/simple", "-from yesterday", 2, "want oldest, newest or an offset"},
+		{"consumer/simple", "-partition -1", 1, "WithTopic(0): want 1 to 10000 partitions"},
+		{"broker", "-topic orders", 2, "want name:partitions"},
+		{"broker", "-topic orders:0", 1, "WithTopic(0): want 1 to 10000 partitions"},
+		{"broker", "-addr 127.0.0.1:99999", 1, "listen on 127.0.0.1:99999"},
+	} {
+		t.Run(c.example+" "+c.args, func(t *testing.T) {
+			r := run(t, dir, c.example, strings.Fields(c.args)...)
+			require.Equal(t, c.code, r.code, "%s", r.stderr)
+			require.Contains(t, r.stderr, c.stderr)
+		})
+	}
+}
