@@ -1,8 +1,6 @@
 package robust_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -15,7 +13,7 @@ import (
 func TestAdminTopics(t *testing.T) {
 	for _, p := range []robust.Protocol{robust.ProtocolV1, robust.ProtocolV0} {
 		t.Run(p.String(), func(t *testing.T) {
-			ctx := context.Background()
+			ctx := t.Context()
 			c := newClient(t, newBroker(t), robust.WithProtocol(p))
 			admin := c.Admin()
 			names, err := admin.ListTopics(ctx)
@@ -60,7 +58,7 @@ func TestAdminTopics(t *testing.T) {
 }
 
 func TestAdminRefusals(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	admin := newClient(t, newBroker(t, robust.WithTopic("demo", 1))).Admin()
 	for _, c := range []struct {
 		err  error
@@ -89,7 +87,7 @@ func TestAdminRefusals(t *testing.T) {
 }
 
 func TestAdminAlter(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 2)))
 	admin := c.Admin()
 	producer, err := c.SyncProducer()
@@ -115,7 +113,7 @@ func TestAdminAlter(t *testing.T) {
 }
 
 func TestAdminOffsets(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 2)))
 	admin := c.Admin()
 	producer, err := c.SyncProducer()
@@ -151,7 +149,7 @@ func TestAdminOffsets(t *testing.T) {
 }
 
 func TestAdminCluster(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithNodeID("one"), robust.WithAdvertisedAddr("broker.example:8686")))
 	admin := c.Admin()
 	require.NoError(t, admin.NodeJoin(ctx, "two", "other.example:8686"))
@@ -173,7 +171,7 @@ func TestAdminCluster(t *testing.T) {
 // A topic is created by the first message where the broker does so, and by nobody who
 // only looks.
 func TestAutoCreateTopics(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithAutoCreateTopics(4)))
 	_, err := c.Admin().GetMetadata(ctx, []string{"demo"})
 	require.ErrorIs(t, err, robust.ErrTopicNotFound)
@@ -187,5 +185,5 @@ func TestAutoCreateTopics(t *testing.T) {
 	require.Len(t, metadata[0].Partitions, 4)
 	_, _, err = producer.SendMessage(ctx, robust.NewMessage("no good", nil))
 	require.ErrorIs(t, err, robust.ErrInvalidRequest)
-	require.False(t, errors.Is(err, robust.ErrTopicNotFound))
+	require.NotErrorIs(t, err, robust.ErrTopicNotFound)
 }

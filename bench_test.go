@@ -1,11 +1,9 @@
 package robust_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -123,52 +121,44 @@ func BenchmarkSendMessages(b *testing.B) {
 
 // BenchmarkConsume counts a message, read by All and through the channel.
 func BenchmarkConsume(b *testing.B) {
+	const total = 100_000
 	broker := newBroker(b, robust.WithTopic("bench", 1))
 	c := newClient(b, broker)
 	producer, err := c.SyncProducer()
 	require.NoError(b, err)
-	ms := make([]*robust.Message, 100_000)
+	ms := make([]*robust.Message, total)
 	for i := range ms {
 		ms[i] = robust.NewMessage("bench", benchValue())
 	}
 	require.NoError(b, producer.SendMessages(b.Context(), ms))
-	for _, way := range []string{"all", "channel"} {
-		b.Run(way, func(b *testing.B) {
+
+	run := func(name string, receive func(*robust.PartitionConsumer, func(*robust.Message) bool)) {
+		b.Run(name, func(b *testing.B) {
 			pc, err := c.PartitionConsumer("bench", 0, robust.WithFetchMaxMessages(5000))
 			require.NoError(b, err)
 			defer pc.Close()
 			b.ReportAllocs()
-			var got atomic.Int64
-			next := func() error {
-				for {
-					if way == "all" {
-						for _, err := range pc.All(b.Context()) {
-							if err != nil {
-								return err
-							}
-							if got.Add(1)%int64(len(ms)) == 0 {
-								if err := pc.Seek(context.Background(), 0); err != nil {
-									return err
-								}
-							}
-							if !b.Loop() {
-								return nil
-							}
-						}
-					}
-					for range pc.Messages() {
-						if got.Add(1)%int64(len(ms)) == 0 {
-							if err := pc.Seek(context.Background(), 0); err != nil {
-								return err
-							}
-						}
-						if !b.Loop() {
-							return nil
-						}
-					}
+			receive(pc, func(m *robust.Message) bool {
+				if m.Offset == total-1 {
+					require.NoError(b, pc.Seek(b.Context(), 0))
 				}
-			}
-			require.NoError(b, next())
+				return b.Loop()
+			})
 		})
 	}
+	run("all", func(pc *robust.PartitionConsumer, more func(*robust.Message) bool) {
+		for m, err := range pc.All(b.Context()) {
+			require.NoError(b, err)
+			if !more(m) {
+				return
+			}
+		}
+	})
+	run("channel", func(pc *robust.PartitionConsumer, more func(*robust.Message) bool) {
+		for m := range pc.Messages() {
+			if !more(m) {
+				return
+			}
+		}
+	})
 }

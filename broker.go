@@ -185,7 +185,7 @@ func (b *Broker) refuse(c *brokerConn) {
 
 // Dial connects to the broker in memory, without a port; it fits [WithDialer].
 // network and addr are not looked at.
-func (b *Broker) Dial(ctx context.Context, network, addr string) (net.Conn, error) { //nolint:revive // the signature is WithDialer's
+func (b *Broker) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, endOf(ctx)
 	}

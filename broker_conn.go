@@ -122,7 +122,7 @@ func (c *brokerConn) read() error {
 			if !json.Valid(frame) {
 				return err
 			}
-			c.reply(nil, ProtocolV1, "", &plainResponse{}, fmt.Errorf("%w: not a request: %w", ErrInvalidRequest, err))
+			c.reply(nil, req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
 			continue
 		}
 		if err := c.handle(&req); errors.Is(err, ErrMalformed) && !json.Valid(frame) {
@@ -170,7 +170,7 @@ func (c *brokerConn) setReadDeadline(t time.Time) error {
 // answered now.
 func (c *brokerConn) handle(req *wireRequest) error {
 	var slot *v0Answer
-	if req.form == ProtocolV0 {
+	if req.lockStep {
 		slot = &v0Answer{}
 		c.mu.Lock()
 		c.v0 = append(c.v0, slot)
@@ -225,8 +225,8 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	}
-	f, enough, err := c.service.fetch(c.ctx, q, req.form == ProtocolV0)
-	if enough || q.MaxWaitMs <= 0 || req.form == ProtocolV0 || !c.hold() {
+	f, enough, err := c.service.fetch(c.ctx, q, req.lockStep)
+	if enough || q.MaxWaitMs <= 0 || req.lockStep || !c.hold() {
 		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
 		f.release()
 		return err

@@ -138,12 +138,36 @@ func (s *service) produce(ctx context.Context, req *produceRequest, done func(*p
 	})
 }
 
-// fetchedMessages is a fetch's answer. Its messages alias what the storage has lent
-// until release is called.
+// fetchedMessages is a fetch's answer as it is collected. Its messages alias what the
+// storage has lent until release is called.
 type fetchedMessages struct {
 	fetchResponse
-	size  int // of the messages
 	reads []LogRead
+
+	size        int // of the messages
+	maxBytes    int
+	maxMessages int
+	frame       int // bytes of a frame that are left
+}
+
+// newFetchedMessages begins the answer to req.
+func newFetchedMessages(req *fetchRequest, maxFrame int) *fetchedMessages {
+	f := &fetchedMessages{
+		fetchResponse: fetchResponse{
+			Topic: req.Topic, Partition: req.Partition, Messages: []*Message{}, HighWaterMark: -1, LogStartOffset: -1,
+		},
+		maxBytes: req.MaxBytes, maxMessages: req.MaxMessages,
+		// In the form that takes more room, base64 around base64, the answer
+		// must still fit a frame.
+		frame: maxFrame / 2,
+	}
+	if f.maxBytes <= 0 {
+		f.maxBytes = defaultFetchBytes
+	}
+	if f.maxMessages <= 0 {
+		f.maxMessages = defaultFetchMessages
+	}
+	return f
 }
 
 func (f *fetchedMessages) release() {
@@ -153,12 +177,28 @@ func (f *fetchedMessages) release() {
 	f.reads = nil
 }
 
+// full tells that no further message is wanted.
+func (f *fetchedMessages) full() bool {
+	return f.size >= f.maxBytes || len(f.Messages) >= f.maxMessages || f.frame <= 0
+}
+
+// add adds a message, unless it is one too many. The first is never.
+func (f *fetchedMessages) add(m *Message) bool {
+	size := int(m.Size())
+	frame := size*4/3 + 2*len(m.Topic) + 200
+	if len(f.Messages) > 0 && (f.full() || f.size+size > f.maxBytes || frame > f.frame) {
+		return false
+	}
+	f.Messages = append(f.Messages, m)
+	f.size += size
+	f.frame -= frame
+	return true
+}
+
 // fetch reads what there is. enough tells whether that satisfies the request, so
 // that it need not be held.
 func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fetchedMessages, enough bool, err error) {
-	f = &fetchedMessages{fetchResponse: fetchResponse{
-		Topic: req.Topic, Partition: req.Partition, Messages: []*Message{}, HighWaterMark: -1, LogStartOffset: -1,
-	}}
+	f = newFetchedMessages(req, s.cfg.maxFrameBytes)
 	t, err := s.topics.get(req.Topic)
 	if err != nil {
 		return f, true, err
@@ -167,18 +207,11 @@ func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fet
 	if err != nil {
 		return f, true, err
 	}
-	maxBytes, maxMessages := req.MaxBytes, req.MaxMessages
-	if maxBytes <= 0 {
-		maxBytes = defaultFetchBytes
-	}
-	if maxMessages <= 0 {
-		maxMessages = defaultFetchMessages
-	}
 	offset := req.Offset
 	if v0 && offset < 0 {
 		offset, _ = p.log.Bounds()
 	}
-	err = s.collect(ctx, p, f, offset, maxBytes, maxMessages)
+	err = p.collect(ctx, f, offset)
 	f.LogStartOffset, f.HighWaterMark = p.log.Bounds()
 	if errors.Is(err, ErrClosed) {
 		// The topic was deleted meanwhile, or the broker is closing.
@@ -186,22 +219,18 @@ func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fet
 			err = gone
 		}
 	}
-	enough = err != nil || f.size >= min(max(req.MinBytes, 1), maxBytes) || len(f.Messages) >= maxMessages
+	enough = err != nil || f.full() || f.size >= min(max(req.MinBytes, 1), f.maxBytes)
 	return f, enough, err
 }
 
-// collect adds the messages from offset on to f, as many as the limits and a frame
-// allow, but at least one if there is any.
-func (s *service) collect(ctx context.Context, p *partition, f *fetchedMessages, offset int64, maxBytes, maxMessages int) error {
-	// In the form that takes more room, base64 around base64, the answer must
-	// still fit a frame.
-	frame := s.cfg.maxFrameBytes / 2
-	for f.size < maxBytes && len(f.Messages) < maxMessages && frame > 0 {
-		read, err := p.log.Read(ctx, offset, maxBytes-f.size)
+// collect adds the messages from offset on to f.
+func (p *partition) collect(ctx context.Context, f *fetchedMessages, offset int64) error {
+	for !f.full() {
+		read, err := p.log.Read(ctx, offset, f.maxBytes-f.size)
+		if errors.Is(err, ErrOffsetOutOfRange) && len(f.Messages) > 0 {
+			return nil // Retention has overtaken this fetch; the next one is told.
+		}
 		if err != nil {
-			if len(f.Messages) > 0 {
-				return nil // Retention has overtaken this fetch; the next one is told.
-			}
 			return err
 		}
 		f.reads = append(f.reads, read)
@@ -209,40 +238,39 @@ func (s *service) collect(ctx context.Context, p *partition, f *fetchedMessages,
 			return nil
 		}
 		for rest := read.Batches; len(rest) > 0; {
-			cut, r, err := parseBatch(rest)
-			if err != nil {
+			var b batch
+			if b, rest, err = parseBatch(rest); err != nil {
 				return err
 			}
-			rest = r
-			records := cut.records()
-			for {
-				m := &Message{Topic: p.topic, Partition: p.id}
-				more, err := records.next(m)
-				if err != nil {
-					return err
-				}
-				if !more {
-					break
-				}
-				if m.Offset < offset {
-					continue
-				}
-				if m.ID == "" {
-					m.ID = messageID(p.topic, p.id, m.Offset)
-				}
-				size := int(m.Size())
-				frame -= size*4/3 + 2*len(p.topic) + 200
-				full := f.size+size > maxBytes || frame < 0 || len(f.Messages) >= maxMessages
-				if full && len(f.Messages) > 0 {
-					return nil
-				}
-				f.Messages = append(f.Messages, m)
-				f.size += size
+			if more, err := p.collectBatch(f, b, offset); err != nil || !more {
+				return err
 			}
-			offset = max(offset, cut.nextOffset())
+			offset = max(offset, b.nextOffset())
 		}
 	}
 	return nil
+}
+
+// collectBatch adds one batch's messages from offset on to f; more tells whether all
+// of them were wanted.
+func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (more bool, err error) {
+	records := b.records()
+	for {
+		m := &Message{Topic: p.topic, Partition: p.id}
+		another, err := records.next(m)
+		if err != nil || !another {
+			return err == nil, err
+		}
+		if m.Offset < offset {
+			continue
+		}
+		if m.ID == "" {
+			m.ID = messageID(p.topic, p.id, m.Offset)
+		}
+		if !f.add(m) {
+			return false, nil
+		}
+	}
 }
 
 // messageID is the ID of a message that its producer gave none.

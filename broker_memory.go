@@ -12,7 +12,7 @@ import (
 
 // NewMemoryStorage returns a [Storage] that keeps everything in memory. Given to one
 // broker after another with [WithStorage], it outlives them.
-func NewMemoryStorage() Storage { //nolint:ireturn // what it is must not matter
+func NewMemoryStorage() Storage {
 	return &memoryStorage{topics: make(map[string]StoredTopic), logs: make(map[TopicPartition]*memoryLog)}
 }
 
@@ -44,7 +44,7 @@ func (s *memoryStorage) DeleteTopic(_ context.Context, name string) error {
 	return nil
 }
 
-func (s *memoryStorage) OpenPartition(_ context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) { //nolint:ireturn // the contract's
+func (s *memoryStorage) OpenPartition(_ context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := TopicPartition{t.Name, partition}

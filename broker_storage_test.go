@@ -1,7 +1,6 @@
 package robust
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -35,7 +34,7 @@ func openLog(t testing.TB, s Storage, c LogConfig, advanced func()) PartitionLog
 	if advanced == nil {
 		advanced = func() {}
 	}
-	l, err := s.OpenPartition(context.Background(), StoredTopic{Name: "demo", ID: "1", Partitions: 1}, 0, c, advanced)
+	l, err := s.OpenPartition(t.Context(), StoredTopic{Name: "demo", ID: "1", Partitions: 1}, 0, c, advanced)
 	require.NoError(t, err)
 	return l
 }
@@ -69,7 +68,7 @@ func appendRaw(t testing.TB, l PartitionLog, batches []byte) AppendResult {
 func readLog(t testing.TB, l PartitionLog, offset int64, maxBytes int) int64 {
 	t.Helper()
 	for {
-		r, err := l.Read(context.Background(), offset, maxBytes)
+		r, err := l.Read(t.Context(), offset, maxBytes)
 		require.NoError(t, err)
 		if len(r.Batches) == 0 {
 			r.Release()
@@ -132,7 +131,7 @@ func TestStorageStampsBatches(t *testing.T) {
 		require.Equal(t, int64(3), r.BaseOffset)
 		require.GreaterOrEqual(t, r.AppendTime, before)
 		require.Equal(t, int64(6), readLog(t, l, 0, 1<<20))
-		read, err := l.Read(context.Background(), 4, 1<<20)
+		read, err := l.Read(t.Context(), 4, 1<<20)
 		require.NoError(t, err)
 		defer read.Release()
 		b, _, err := parseBatch(read.Batches)
@@ -162,17 +161,17 @@ func TestStorageOutOfRange(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
 		l := openLog(t, s, LogConfig{}, nil)
 		appendValues(t, l, 10)
-		require.NoError(t, l.DeleteBefore(context.Background(), 4))
+		require.NoError(t, l.DeleteBefore(t.Context(), 4))
 		for _, offset := range []int64{-1, 0, 3, 11} {
-			_, err := l.Read(context.Background(), offset, 1)
+			_, err := l.Read(t.Context(), offset, 1)
 			require.ErrorIs(t, err, ErrOffsetOutOfRange, offset)
 		}
 		require.Equal(t, int64(10), readLog(t, l, 4, 1))
-		require.ErrorIs(t, l.DeleteBefore(context.Background(), 11), ErrOffsetOutOfRange)
-		require.NoError(t, l.DeleteBefore(context.Background(), 2), "lower than what is deleted already")
+		require.ErrorIs(t, l.DeleteBefore(t.Context(), 11), ErrOffsetOutOfRange)
+		require.NoError(t, l.DeleteBefore(t.Context(), 2), "lower than what is deleted already")
 		start, _ := l.Bounds()
 		require.Equal(t, int64(4), start)
-		require.NoError(t, l.DeleteBefore(context.Background(), 10))
+		require.NoError(t, l.DeleteBefore(t.Context(), 10))
 		start, end := l.Bounds()
 		require.Equal(t, []int64{10, 10}, []int64{start, end})
 		require.Equal(t, int64(10), appendValues(t, l, 1), "offsets are never given twice")
@@ -202,13 +201,13 @@ func TestStorageOffsetAt(t *testing.T) {
 						break
 					}
 				}
-				got, err := l.OffsetAt(context.Background(), at)
+				got, err := l.OffsetAt(t.Context(), at)
 				require.NoError(t, err)
 				require.Equal(t, want, got, "time %d", at)
 			}
 		}
 		check(0)
-		require.NoError(t, l.DeleteBefore(context.Background(), 1234))
+		require.NoError(t, l.DeleteBefore(t.Context(), 1234))
 		check(1234)
 	})
 }
@@ -224,7 +223,7 @@ func TestStorageRetention(t *testing.T) {
 		require.Equal(t, int64(5000), end)
 		kept := int64(0)
 		for offset := start; offset < end; {
-			r, err := l.Read(context.Background(), offset, 1<<20)
+			r, err := l.Read(t.Context(), offset, 1<<20)
 			require.NoError(t, err)
 			kept += int64(len(r.Batches))
 			for rest := r.Batches; len(rest) > 0; {
@@ -269,7 +268,7 @@ func TestStorageConcurrently(t *testing.T) {
 				for offset := int64(0); offset < total; {
 					start, _ := l.Bounds()
 					offset = max(offset, start)
-					r, err := l.Read(context.Background(), offset, 10_000)
+					r, err := l.Read(t.Context(), offset, 10_000)
 					if err != nil {
 						require.ErrorIs(t, err, ErrOffsetOutOfRange)
 						continue
@@ -290,7 +289,7 @@ func TestStorageConcurrently(t *testing.T) {
 
 func TestStorageKeepsTopics(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		ctx := context.Background()
+		ctx := t.Context()
 		config := map[string]string{"retention.hours": "1"}
 		want := StoredTopic{Name: "demo", ID: "1", Partitions: 1, Config: map[string]string{"retention.hours": "1"}}
 		require.NoError(t, s.PutTopic(ctx, StoredTopic{Name: "demo", ID: "1", Partitions: 1, Config: config}))

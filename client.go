@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,7 +78,7 @@ func (c *Client) Status() Status {
 // none can be reached.
 func (c *Client) Ping(ctx context.Context) error {
 	err := c.round(ctx, route{repeatable: true}, c.cfg.requestTimeout, &clusterInfoRequest{}, &clusterInfoResponse{})
-	if be := (*BrokerError)(nil); errors.As(err, &be) {
+	if be := (*BrokerError)(nil); errors.As(err, &be) && !connectionFault(err) {
 		return nil // A broker that refuses the question is there.
 	}
 	return c.waitFailed(ctx, "ping", err)
@@ -234,9 +235,9 @@ type retryPolicy struct {
 // retry calls try until it succeeds or p says that it is enough. try gets the time
 // that is left.
 func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Duration) error) error {
-	refusals, faults := 0, 0
+	var tries retryCount
 	for {
-		left := time.Duration(1<<63 - 1)
+		left := time.Duration(math.MaxInt64)
 		if !p.deadline.IsZero() {
 			left = time.Until(p.deadline)
 		}
@@ -247,19 +248,9 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 		if p.topic != "" && !connectionFault(err) {
 			c.metadata.forget(p.topic)
 		}
-		var wait time.Duration
-		if connectionFault(err) {
-			faults++
-			wait = faultBackoff.before(faults)
-			if p.faults >= 0 && faults > p.faults {
-				return err
-			}
-		} else {
-			refusals++
-			wait = p.backoff.before(refusals)
-			if refusals > p.refusals {
-				return err
-			}
+		wait, ok := tries.after(err, &p)
+		if !ok {
+			return err
 		}
 		if !p.deadline.IsZero() && time.Until(p.deadline) <= wait {
 			return &waitError{what: p.what, state: c.pool.state().String(), end: context.DeadlineExceeded, last: err}
@@ -267,13 +258,28 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 		if p.onRetry != nil {
 			p.onRetry(err)
 		}
-		if !pause(ctx, p.stop, wait) {
-			if ctx.Err() == nil {
-				return &waitError{what: p.what, end: ErrClosed, last: err}
-			}
+		switch {
+		case pause(ctx, p.stop, wait):
+		case ctx.Err() != nil:
 			return &waitError{what: p.what, state: c.pool.state().String(), end: endOf(ctx), last: err}
+		default:
+			return &waitError{what: p.what, end: ErrClosed, last: err}
 		}
 	}
+}
+
+// retryCount counts failures, by kind.
+type retryCount struct{ refusals, faults int }
+
+// after counts a failure and returns the wait before the next try; false if there is
+// to be none.
+func (n *retryCount) after(err error, p *retryPolicy) (time.Duration, bool) {
+	if connectionFault(err) {
+		n.faults++
+		return faultBackoff.before(n.faults), p.faults < 0 || n.faults <= p.faults
+	}
+	n.refusals++
+	return p.backoff.before(n.refusals), n.refusals <= p.refusals
 }
 
 // waitFailed says what was waited for, if it is ctx that ended a wait.
@@ -281,7 +287,11 @@ func (c *Client) waitFailed(ctx context.Context, what string, err error) error {
 	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 		return err
 	}
-	return &waitError{what: what, state: c.pool.state().String(), end: endOf(ctx)}
+	e := &waitError{what: what, state: c.pool.state().String(), end: endOf(ctx)}
+	if connectionFault(err) {
+		e.last = err
+	}
+	return e
 }
 
 // ask sends a request that is not a message: it is tried again a few times if that

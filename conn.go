@@ -68,7 +68,7 @@ type conn struct {
 	out      *frameWriter
 
 	sequence atomic.Uint64 // the rest of a request ID
-	lastRead atomic.Int64  // when a frame came last, as time since born
+	lastRead atomic.Int64  // when something came last, as time since born
 
 	done chan struct{} // closed by closeWith, after cause is set
 
@@ -259,7 +259,15 @@ func (c *conn) supports(feature string) bool { return slices.Contains(c.peer.Fea
 // start begins serving calls, with goroutines that running counts.
 func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	c.onClose = onClose
-	c.lastRead.Store(int64(time.Since(c.born)))
+	c.heard()
+	// A part of a frame is a sign of life as well. Over a slow link a large one may
+	// take longer than silence is borne, and would then be begun again for ever.
+	c.in.beforeRead = func(partial bool) error {
+		if partial {
+			c.heard()
+		}
+		return nil
+	}
 	c.mu.Lock()
 	c.timerAt = time.Now().Add(pingAfter)
 	c.timer = time.AfterFunc(pingAfter, c.check)
@@ -267,6 +275,9 @@ func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	running.Go(c.readLoop)
 	running.Go(func() { c.out.run(c.done) })
 }
+
+// heard notes that something has come.
+func (c *conn) heard() { c.lastRead.Store(int64(time.Since(c.born))) }
 
 // load is how many calls are in flight, those that nobody waits for included.
 func (c *conn) load() int {
@@ -434,7 +445,7 @@ func (c *conn) readLoop() {
 	for {
 		frame, err := c.in.next()
 		if err == nil {
-			c.lastRead.Store(int64(time.Since(c.born)))
+			c.heard()
 			err = resp.decode(frame)
 		}
 		if err == nil && len(resp.id) == 0 && !resp.success {
@@ -503,8 +514,8 @@ func (c *conn) check() {
 			next = k.deadline
 		}
 	}
-	heard := c.born.Add(time.Duration(c.lastRead.Load()))
-	silence := now.Sub(heard)
+	last := c.born.Add(time.Duration(c.lastRead.Load()))
+	silence := now.Sub(last)
 	waits := c.form == ProtocolV0 && len(c.inflight) > 0
 	lockStepFailed := waits && c.abandoned > 0
 	dead := c.ping != nil && silence >= pingAfter+pingTimeout
@@ -515,9 +526,9 @@ func (c *conn) check() {
 		c.ping = &call{kind: requestClusterInfo, sequence: pingID, deadline: now.Add(time.Hour), done: make(chan struct{}, 1)}
 		c.inflight[pingID] = c.ping
 	}
-	due := heard.Add(pingAfter)
+	due := last.Add(pingAfter)
 	if c.ping != nil {
-		due = heard.Add(pingAfter + pingTimeout)
+		due = last.Add(pingAfter + pingTimeout)
 	}
 	if due.After(now) && due.Before(next) {
 		next = due

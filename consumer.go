@@ -303,8 +303,9 @@ func (p *PartitionConsumer) report(err error) {
 		default:
 		}
 		select {
-		case <-p.errors:
+		case dropped := <-p.errors:
 			p.client.metrics.Consumer.recordDroppedError()
+			p.client.cfg.logger.Debug("robust: a notice was dropped, nobody reads Errors", "error", dropped)
 		default:
 		}
 	}

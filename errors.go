@@ -58,7 +58,7 @@ const codeInternal errorCode = "INTERNAL"
 // errorCodes pairs each condition that a broker can answer with its code and
 // with the phrases by which brokers without codes are understood. The order
 // matters for the phrases: the first that matches wins.
-var errorCodes = []struct {
+var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	err     error
 	code    errorCode
 	phrases []string

@@ -199,16 +199,14 @@ func (f *fetcher) fetchLoop() error {
 		}
 		e := f.currentEpoch()
 		messages, err := f.fetch(e)
+		if e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange) {
+			err = f.goBack(e)
+		}
 		switch {
 		case e.ctx.Err() != nil:
 			continue // Closed, or a seek: what came is not wanted.
 		case err == nil:
 			failures = 0
-		case errors.Is(err, ErrOffsetOutOfRange):
-			if err = f.goBack(e); err != nil {
-				return err
-			}
-			continue
 		case retriable(err):
 			failures++
 			f.setState(stateRetrying, err)
@@ -376,14 +374,14 @@ func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
 	return low, nil
 }
 
-// goBack moves a position that is not in the log, as WithOutOfRange says. The error
-// ends the fetcher.
+// goBack moves a position that is not in the log, as WithOutOfRange says. If the new
+// one cannot be looked up now, the next fetch begins with that.
 func (f *fetcher) goBack(e *epoch) error {
 	f.mu.Lock()
 	from := f.position
 	f.mu.Unlock()
 	if f.cfg.outOfRange == OutOfRangeFail {
-		return f.wrap(&OutOfRangeError{From: from, To: -1})
+		return &OutOfRangeError{From: from, To: -1}
 	}
 	f.mu.Lock()
 	if f.epoch == e {
@@ -395,19 +393,15 @@ func (f *fetcher) goBack(e *epoch) error {
 	}
 	f.mu.Unlock()
 	to, err := f.locate(e)
-	switch {
-	case e.ctx.Err() != nil:
-		return nil
-	case err != nil && !retriable(err):
-		return f.wrap(err)
-	case err != nil:
-		// The next fetch begins by locating again.
-		f.report(f.wrap(err))
-		pause(e.ctx, nil, retryFetch.base)
-		return nil
-	case to == from:
+	if e.ctx.Err() != nil {
+		return nil //nolint:nilerr // closed, or a seek: err is its echo
+	}
+	if err != nil {
+		return err
+	}
+	if to == from {
 		// Without ListOffsets the start of the log is a guess; it was wrong.
-		return f.wrap(&OutOfRangeError{From: from, To: -1})
+		return &OutOfRangeError{From: from, To: -1}
 	}
 	f.report(&ConsumerError{Topic: f.topic, Partition: f.partition, Offset: to, Err: &OutOfRangeError{From: from, To: to}})
 	return nil

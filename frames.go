@@ -144,7 +144,7 @@ func (f *frameReader) fill(partial bool) error {
 		return nil
 	case err == nil:
 		return io.ErrNoProgress
-	case err == io.EOF && partial: //nolint:errorlint // io.Reader returns EOF itself
+	case err == io.EOF && partial:
 		return io.ErrUnexpectedEOF
 	default:
 		return err

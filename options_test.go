@@ -152,6 +152,6 @@ func TestLoggerNilIsSilent(t *testing.T) {
 	}))
 	require.NoError(t, err)
 	defer c.Close()
-	require.False(t, c.cfg.logger.Enabled(context.Background(), slog.LevelError))
-	require.ErrorIs(t, c.Ping(context.Background()), ErrNoBroker)
+	require.False(t, c.cfg.logger.Enabled(t.Context(), slog.LevelError))
+	require.ErrorIs(t, c.Ping(t.Context()), ErrNoBroker)
 }

@@ -21,7 +21,7 @@ func refuseDial(context.Context, string, string) (net.Conn, error) {
 }
 
 func TestSendChoosesPartitions(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 5)))
 	hashed, err := c.SyncProducer()
 	require.NoError(t, err)
@@ -55,7 +55,7 @@ func TestSendChoosesPartitions(t *testing.T) {
 }
 
 func TestSendRefusals(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 1)))
 	producer, err := c.SyncProducer()
 	require.NoError(t, err)
@@ -91,7 +91,7 @@ func TestSendRefusals(t *testing.T) {
 
 // SendMessages sets what was stored and returns exactly what was not.
 func TestSendMessagesPartly(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 1)))
 	producer, err := c.SyncProducer()
 	require.NoError(t, err)
@@ -198,7 +198,7 @@ func TestSendWhileDialHangs(t *testing.T) {
 }
 
 func TestProducerClose(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	c := newClient(t, newBroker(t, robust.WithTopic("demo", 1)))
 	producer, err := c.SyncProducer()
 	require.NoError(t, err)
@@ -229,7 +229,7 @@ func TestProducerClose(t *testing.T) {
 
 // 1,000 idle clients and 100 busy goroutines on one client.
 func TestManyClients(t *testing.T) {
-	ctx := context.Background()
+	ctx := t.Context()
 	b := newBroker(t, robust.WithTopic("demo", 7))
 	addr, err := b.Listen("127.0.0.1:0")
 	require.NoError(t, err)
@@ -275,7 +275,8 @@ func TestManyClients(t *testing.T) {
 	for _, n := range next {
 		require.Equal(t, each, n)
 	}
-	for _, c := range append(idle, busy) {
+	for _, c := range idle {
 		require.NoError(t, c.Close())
 	}
+	require.NoError(t, busy.Close())
 }

@@ -47,6 +47,9 @@ type wireRequest struct {
 	number  int         // as sent
 	form    Protocol    // the payload's form, in which the answer goes out
 	payload []byte      // JSON text, or nothing; aliases the frame or scratch
+	// lockStep tells that a v0 peer sent it, by the number's key or the payload's
+	// form: it expects its answers in the order of its requests, and at once.
+	lockStep bool
 
 	scratch []byte // decoded base64; kept for reuse
 }
@@ -108,6 +111,7 @@ func (r *wireRequest) decode(frame []byte) error {
 	if text || none && !e.hasV1 && e.hasV0 {
 		r.form = ProtocolV0
 	}
+	r.lockStep = r.form == ProtocolV0 || e.hasV0 && !e.hasV1
 	if malformed != nil {
 		return fmt.Errorf("%w: request: %w", ErrMalformed, malformed)
 	}

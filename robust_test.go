@@ -1,7 +1,6 @@
 package robust_test
 
 import (
-	"context"
 	"fmt"
 	"testing"
 
@@ -34,7 +33,7 @@ func TestSendMessage(t *testing.T) {
 	for _, p := range []robust.Protocol{robust.ProtocolAuto, robust.ProtocolV1, robust.ProtocolV0} {
 		t.Run(p.String(), func(t *testing.T) {
 			c := newClient(t, newBroker(t, robust.WithTopic("demo", 3)), robust.WithProtocol(p))
-			ctx := context.Background()
+			ctx := t.Context()
 			require.NoError(t, c.Ping(ctx))
 			producer, err := c.SyncProducer()
 			require.NoError(t, err)
@@ -58,7 +57,7 @@ func TestConsume(t *testing.T) {
 	for _, p := range []robust.Protocol{robust.ProtocolAuto, robust.ProtocolV1, robust.ProtocolV0} {
 		t.Run(p.String(), func(t *testing.T) {
 			c := newClient(t, newBroker(t, robust.WithTopic("demo", 1)), robust.WithProtocol(p))
-			ctx := context.Background()
+			ctx := t.Context()
 			producer, err := c.SyncProducer()
 			require.NoError(t, err)
 			const n = 2500
