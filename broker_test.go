@@ -137,7 +137,7 @@ func TestBrokerShutdown(t *testing.T) {
 		require.Contains(t, c.line(), `"request_id":"held","success":true`)
 		_, err = c.r.ReadByte()
 		require.Error(t, err)
-		require.Zero(t, time.Since(began))
+		require.LessOrEqual(t, time.Since(began), time.Second, "it listens on for a moment, lest its last words are lost")
 		require.NoError(t, b.Shutdown(t.Context()))
 		require.NoError(t, b.Close())
 		_, err = b.Dial(t.Context(), "", "")
@@ -227,7 +227,8 @@ func TestBrokerReopensStorage(t *testing.T) {
 // Messages go when they are too old, whether or not anything is produced.
 func TestBrokerRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := memoryClient(t)
+		c, err := robust.New(robust.WithEmbeddedBroker(robust.WithTopic("demo", 1), robust.WithRetention(3*time.Hour, 0)))
+		require.NoError(t, err)
 		defer c.Close()
 		require.NoError(t, c.Admin().CreateTopic(t.Context(), "short", 1, map[string]string{"retention.hours": "1"}))
 		producer, err := c.SyncProducer()
@@ -246,7 +247,7 @@ func TestBrokerRetention(t *testing.T) {
 		<-time.After(2 * time.Minute)
 		require.Equal(t, int64(1), oldest("short"))
 		require.Equal(t, int64(0), oldest("demo"))
-		<-time.After(168 * time.Hour)
+		<-time.After(2 * time.Hour)
 		require.Equal(t, int64(1), oldest("demo"))
 	})
 }

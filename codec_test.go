@@ -70,6 +70,7 @@ func TestPeersRequests(t *testing.T) {
 			require.Equal(t, tt.number, r.number)
 			require.Equal(t, tt.kind, r.kind)
 			require.Equal(t, tt.form, r.form)
+			require.Equal(t, tt.form == ProtocolV0 || strings.HasPrefix(name, "v0-"), r.lockStep)
 			if tt.want == nil {
 				require.Empty(t, r.payload)
 				return

@@ -20,6 +20,9 @@ const (
 	// life, and given up if there is none within pingTimeout more.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 5 * time.Second
+	// slowestFrame is how many bytes of a frame must come in a second, on average,
+	// to be a sign of life before the frame is complete.
+	slowestFrame = 1 << 10
 	// helloTimeout is how long a broker may be silent before the other form of
 	// the protocol is tried.
 	helloTimeout = 2 * time.Second
@@ -68,9 +71,11 @@ type conn struct {
 	out      *frameWriter
 
 	sequence atomic.Uint64 // the rest of a request ID
-	lastRead atomic.Int64  // when something came last, as time since born
+	lastRead atomic.Int64  // when a sign of life came last, as time since born
 
 	done chan struct{} // closed by closeWith, after cause is set
+
+	frameSince time.Duration // readLoop's: when the frame being read began, since born; 0: none
 
 	taken bool // a caller has it to itself; guarded by pool.mu
 
@@ -260,14 +265,7 @@ func (c *conn) supports(feature string) bool { return slices.Contains(c.peer.Fea
 func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	c.onClose = onClose
 	c.heard()
-	// A part of a frame is a sign of life as well. Over a slow link a large one may
-	// take longer than silence is borne, and would then be begun again for ever.
-	c.in.beforeRead = func(partial bool) error {
-		if partial {
-			c.heard()
-		}
-		return nil
-	}
+	c.in.beforeRead = c.heardPart
 	c.mu.Lock()
 	c.timerAt = time.Now().Add(pingAfter)
 	c.timer = time.AfterFunc(pingAfter, c.check)
@@ -276,8 +274,28 @@ func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	running.Go(func() { c.out.run(c.done) })
 }
 
-// heard notes that something has come.
-func (c *conn) heard() { c.lastRead.Store(int64(time.Since(c.born))) }
+// heard notes that a frame has come.
+func (c *conn) heard() {
+	c.lastRead.Store(int64(time.Since(c.born)))
+	c.frameSince = 0
+}
+
+// heardPart takes a part of a frame for a sign of life as well: over a slow link a
+// large one takes longer than silence is borne, and would be begun again for ever.
+// But one that hardly grows may never end.
+func (c *conn) heardPart(partial bool) error {
+	if !partial {
+		return nil
+	}
+	now := time.Since(c.born)
+	if c.frameSince == 0 {
+		c.frameSince = now
+	}
+	if size := c.in.end - c.in.start; float64(size) >= slowestFrame*(now-c.frameSince).Seconds() {
+		c.lastRead.Store(int64(now))
+	}
+	return nil
+}
 
 // load is how many calls are in flight, those that nobody waits for included.
 func (c *conn) load() int {

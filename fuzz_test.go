@@ -185,6 +185,7 @@ func FuzzRequest(f *testing.F) {
 		require.Equal(t, number, r.number)
 		require.Equal(t, kind, r.kind)
 		require.Equal(t, form, r.form)
+		require.Equal(t, form == ProtocolV0 || numbering == ProtocolV0, r.lockStep)
 		require.Equal(t, string(payload), string(r.payload))
 	})
 }

@@ -195,6 +195,13 @@ func (c *pipeConn) Close() error {
 	return nil
 }
 
+// CloseWrite ends one direction: the other end reads what was written, then io.EOF,
+// and may go on writing.
+func (c *pipeConn) CloseWrite() error {
+	c.out.close(false)
+	return nil
+}
+
 func (c *pipeConn) LocalAddr() net.Addr  { return pipeAddr{} }
 func (c *pipeConn) RemoteAddr() net.Addr { return pipeAddr{} }
 

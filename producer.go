@@ -113,17 +113,38 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 		stop:     p.closing,
 		onRetry:  func(error) { p.client.metrics.Producer.recordRetry() },
 	}
-	var resp produceResponse
+	var receipt Receipt
 	err = p.client.retry(ctx, policy, func(left time.Duration) error {
 		if err := p.route(ctx, m, req, left); err != nil {
 			return err
 		}
 		r := route{topic: req.Topic, partition: req.Partition, repeatable: true}
-		resp = produceResponse{}
-		return p.client.round(ctx, r, left, req, &resp)
+		resp := newProduceResponse()
+		if err := p.client.round(ctx, r, left, req, resp); err != nil {
+			return err
+		}
+		var err error
+		receipt, err = receiptOf(req, resp)
+		return err
 	})
 	if err != nil {
 		return Receipt{}, err
+	}
+	return receipt, nil
+}
+
+// newProduceResponse returns what an answer without a payload leaves as it is.
+func newProduceResponse() *produceResponse {
+	return &produceResponse{Partition: PartitionAny, Offset: offsetNone}
+}
+
+// receiptOf returns where the answer to req says that the message was stored. One
+// that does not say so, or speaks of another partition, is no receipt.
+func receiptOf(req *produceRequest, resp *produceResponse) (Receipt, error) {
+	other := resp.Topic != "" && resp.Topic != req.Topic || req.Partition != PartitionAny && resp.Partition != req.Partition
+	if other || resp.Partition < 0 || resp.Offset < 0 {
+		return Receipt{}, fmt.Errorf("%w: Produce: the answer for %s/%d is of %s/%d, offset %d",
+			ErrMalformed, req.Topic, req.Partition, shorten(resp.Topic), resp.Partition, resp.Offset)
 	}
 	return Receipt{resp.Partition, resp.Offset, req.Timestamp}, nil
 }
@@ -314,11 +335,11 @@ func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined,
 		return Receipt{}, p.client.waitFailed(ctx, "send messages", s.err)
 	}
 	if s.call != nil {
-		var resp produceResponse
-		err := s.conn.finish(ctx, s.call, &resp)
+		resp := newProduceResponse()
+		err := s.conn.finish(ctx, s.call, resp)
 		switch {
 		case err == nil:
-			return Receipt{resp.Partition, resp.Offset, s.req.Timestamp}, nil
+			return receiptOf(s.req, resp)
 		case ctx.Err() != nil || !retriable(err):
 			return Receipt{}, p.client.waitFailed(ctx, sendName(s.m), err)
 		}

@@ -369,6 +369,7 @@ func TestGoldenFrames(t *testing.T) {
 		require.Equal(t, requestClusterInfo, r.kind)
 		require.Empty(t, r.payload)
 		require.Equal(t, ProtocolV1, r.form)
+		require.False(t, r.lockStep)
 
 		var v0 struct{ Type int }
 		require.NoError(t, json.Unmarshal(frame, &v0))
@@ -444,6 +445,7 @@ func checkGoldenRequest(t *testing.T, frame []byte, form Protocol, g *goldenExch
 	require.Equal(t, g.kind, r.kind)
 	require.Equal(t, number, r.number)
 	require.Equal(t, form, r.form)
+	require.Equal(t, form == ProtocolV0, r.lockStep)
 	got := blank(g.req)
 	require.NoError(t, decodePayload(r.payload, got))
 	require.Equal(t, g.req, got)
