@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -161,4 +162,32 @@ func BenchmarkConsume(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkIdleConnection reports the memory of an idle connection, both ends
+// together: a client with one connection, its goroutines' stacks included.
+func BenchmarkIdleConnection(b *testing.B) {
+	broker := newBroker(b)
+	addr, err := broker.Listen("127.0.0.1:0")
+	require.NoError(b, err)
+	const count = 500
+	used := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	for b.Loop() {
+		before := used()
+		clients := make([]*robust.Client, count)
+		for i := range clients {
+			clients[i], err = robust.New(robust.WithBrokers(addr.String()))
+			require.NoError(b, err)
+			require.NoError(b, clients[i].Ping(b.Context()))
+		}
+		b.ReportMetric(float64(used()-before)/count, "B/connection")
+		for _, c := range clients {
+			require.NoError(b, c.Close())
+		}
+	}
 }

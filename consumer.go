@@ -43,6 +43,7 @@ type PartitionConsumer struct {
 	next    int64   // offset of the next message to be delivered; negative: the epoch's origin
 	sent    []int64 // offsets of the messages put into the channel last, a ring
 	sentAt  int     // where the next one goes
+	sentOf  int     // how many of them are of this epoch
 }
 
 // PartitionConsumer returns a consumer of one partition, which begins to fetch at
@@ -271,6 +272,9 @@ func (p *PartitionConsumer) pushed(m *Message, e *epoch) {
 	p.mu.Lock()
 	p.sent[p.sentAt] = m.Offset
 	p.sentAt = (p.sentAt + 1) % len(p.sent)
+	if e == p.epoch {
+		p.sentOf = min(p.sentOf+1, len(p.sent))
+	}
 	p.mu.Unlock()
 	p.delivered(m, e)
 }
@@ -318,8 +322,9 @@ func (p *PartitionConsumer) report(err error) {
 func (p *PartitionConsumer) Offset() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := len(p.messages); n > 0 && p.next >= 0 {
-		return p.sent[(p.sentAt-n+2*len(p.sent))%len(p.sent)]
+	// The pump may have put one more into the channel than it has noted.
+	if n := min(len(p.messages), p.sentOf); n > 0 {
+		return p.sent[(p.sentAt-n+len(p.sent))%len(p.sent)]
 	}
 	if p.next >= 0 {
 		return p.next
@@ -359,7 +364,7 @@ func (p *PartitionConsumer) seek(ctx context.Context, s start) error {
 		return ErrClosed
 	}
 	e := p.fetch.seek(s)
-	p.epoch, p.batch, p.next = e, nil, offsetNone
+	p.epoch, p.batch, p.next, p.sentOf = e, nil, offsetNone, 0
 	pumping := p.pumping
 	p.mu.Unlock()
 	for pumping {

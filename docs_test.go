@@ -423,7 +423,7 @@ func recordedAPI(t *testing.T) []string {
 func apiNames(t *testing.T) map[string]bool {
 	t.Helper()
 	names := make(map[string]bool)
-	line := regexp.MustCompile(`^(?:(?:const|func|type|var|field) ([\w.]+)|method \(?\*?(\w+)\)?\.(\w+))`)
+	line := regexp.MustCompile(`^(?:(?:const|func|type|var|field) ([\w.]+)|method \(?\*?(\w+)\)?[. ](\w+))`)
 	for _, l := range recordedAPI(t) {
 		m := line.FindStringSubmatch(l)
 		require.NotNil(t, m, l)

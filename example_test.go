@@ -224,6 +224,12 @@ func ExamplePartitionConsumer_All() {
 	}
 	defer client.Close()
 	sendOrders(client, "two books", "a lamp", "a chair")
+	process := func(m *robust.Message) {
+		fmt.Printf("%d: %s\n", m.Offset, m.Value)
+		if m.Offset == 2 {
+			cancel()
+		}
+	}
 
 	consumer, err := client.PartitionConsumer("orders", 0)
 	if err != nil {
@@ -237,10 +243,7 @@ func ExamplePartitionConsumer_All() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Printf("%d: %s\n", m.Offset, m.Value)
-		if m.Offset == 2 {
-			cancel()
-		}
+		process(m)
 	}
 	// Output:
 	// 0: two books

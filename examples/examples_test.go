@@ -26,6 +26,7 @@ func TestExamples(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) { testEmbedded(t, dir) })
 	t.Run("sequence", func(t *testing.T) { testSequence(t, dir) })
 	t.Run("usage", func(t *testing.T) { testUsage(t, dir) })
+	t.Run("documented", func(t *testing.T) { testDocumented(t, dir) })
 }
 
 // build compiles every example and returns the directory of the programs.
@@ -264,5 +265,25 @@ func testUsage(t *testing.T, dir string) {
 			require.Equal(t, c.code, r.code, "%s", r.stderr)
 			require.Contains(t, r.stderr, c.stderr)
 		})
+	}
+}
+
+// testDocumented compares what the pages say that a command prints with what it
+// prints, but for times and what depends on them.
+func testDocumented(t *testing.T, dir string) {
+	documented := regexp.MustCompile("(?m)^```sh\ngo run \\./examples/(.*)\n```\n\n```text\n((?:.*\n)*?)```$")
+	varies := regexp.MustCompile(`\d+(\.\d+)?(ns|µs|ms|s)\b|\d+ messages/s|fetches +\d+|high-water mark \d+`)
+	for _, page := range []string{"README.md", filepath.Join("..", "README.md")} {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		commands := documented.FindAllSubmatch(text, -1)
+		require.NotEmpty(t, commands, page)
+		for _, c := range commands {
+			words := strings.Fields(string(c[1]))
+			r := run(t, dir, words[0], words[1:]...)
+			require.Equal(t,
+				varies.ReplaceAllString(string(c[2]), "?"),
+				varies.ReplaceAllString(r.stdout, "?"), "%s: %s", page, c[1])
+		}
 	}
 }

@@ -269,7 +269,7 @@ func printTable(received [][]*robust.Message) {
 		}
 		fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t\n", partition, len(ms), bytes, ms[0].Offset, ms[len(ms)-1].Offset)
 	}
-	fmt.Fprintf(w, "total\t%d\t%d\t\t\t\n", count, size)
+	fmt.Fprintf(w, "total\t%d\t%d\t\n", count, size)
 }
 
 func rate(n int, d time.Duration) float64 { return float64(n) / d.Seconds() }
