@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"slices"
 )
 
 // A record batch is how records are stored, and the unit that a broker checks,
@@ -133,7 +134,12 @@ func parseBatch(data []byte) (b batch, rest []byte, err error) {
 // base offset of 0. There must be at least one message.
 func appendBatch(dst []byte, messages ...*Message) batch {
 	start := len(dst)
-	dst = append(dst, make([]byte, batchHeaderSize)...)
+	size := batchHeaderSize
+	for _, m := range messages {
+		size += int(m.Size()) + 4*binary.MaxVarintLen64 + 2*binary.MaxVarintLen32*len(m.Headers)
+	}
+	dst = slices.Grow(dst, size)[:start+batchHeaderSize]
+	clear(dst[start:])
 	first, latest := messages[0].Timestamp, messages[0].Timestamp
 	for i, m := range messages {
 		latest = max(latest, m.Timestamp)

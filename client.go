@@ -81,7 +81,7 @@ func (c *Client) Ping(ctx context.Context) error {
 	if be := (*BrokerError)(nil); errors.As(err, &be) && !connectionFault(err) {
 		return nil // A broker that refuses the question is there.
 	}
-	return c.waitFailed(ctx, "ping", err)
+	return c.waitFailed(ctx, func() string { return "ping" }, err)
 }
 
 // Close closes every handle as its own Close would, then the connections, and then
@@ -222,7 +222,7 @@ var faultBackoff = backoff{base: 50 * time.Millisecond, limit: 500 * time.Millis
 
 // retryPolicy bounds how often and how long something is tried again.
 type retryPolicy struct {
-	what     string        // for errors: "send to demo/3"
+	what     func() string // for errors: "send to demo/3"
 	topic    string        // whose metadata is forgotten when it proves wrong
 	refusals int           // tries after an answer that may get better
 	faults   int           // tries after a connection fault; -1: until the deadline
@@ -253,7 +253,7 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 			return err
 		}
 		if !p.deadline.IsZero() && time.Until(p.deadline) <= wait {
-			return &waitError{what: p.what, state: c.pool.state().String(), end: context.DeadlineExceeded, last: err}
+			return &waitError{what: p.what(), state: c.pool.state().String(), end: context.DeadlineExceeded, last: err}
 		}
 		if p.onRetry != nil {
 			p.onRetry(err)
@@ -261,9 +261,9 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 		switch {
 		case pause(ctx, p.stop, wait):
 		case ctx.Err() != nil:
-			return &waitError{what: p.what, state: c.pool.state().String(), end: endOf(ctx), last: err}
+			return &waitError{what: p.what(), state: c.pool.state().String(), end: endOf(ctx), last: err}
 		default:
-			return &waitError{what: p.what, end: ErrClosed, last: err}
+			return &waitError{what: p.what(), end: ErrClosed, last: err}
 		}
 	}
 }
@@ -283,11 +283,11 @@ func (n *retryCount) after(err error, p *retryPolicy) (time.Duration, bool) {
 }
 
 // waitFailed says what was waited for, if it is ctx that ended a wait.
-func (c *Client) waitFailed(ctx context.Context, what string, err error) error {
+func (c *Client) waitFailed(ctx context.Context, what func() string, err error) error {
 	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 		return err
 	}
-	e := &waitError{what: what, state: c.pool.state().String(), end: endOf(ctx)}
+	e := &waitError{what: what(), state: c.pool.state().String(), end: endOf(ctx)}
 	if connectionFault(err) {
 		e.last = err
 	}
@@ -298,7 +298,7 @@ func (c *Client) waitFailed(ctx context.Context, what string, err error) error {
 // can do no harm.
 func (c *Client) ask(ctx context.Context, r route, req request, resp response) error {
 	p := retryPolicy{
-		what: req.kind().String(), topic: r.topic, refusals: 3, faults: 3,
+		what: req.kind().String, topic: r.topic, refusals: 3, faults: 3,
 		backoff: backoff{100 * time.Millisecond, time.Second},
 	}
 	if c.ctx.Err() != nil {

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -100,6 +101,21 @@ func appendPayload(dst []byte, v any) ([]byte, error) {
 		}
 		return append(dst, b...), nil
 	}
+}
+
+// payloadSize estimates how long a request's payload will be, so that its buffer need
+// not grow.
+func payloadSize(v any) int {
+	const fields = 160
+	p, ok := v.(*produceRequest)
+	if !ok {
+		return fields
+	}
+	n := fields + len(p.Topic) + len(p.ID) + base64.StdEncoding.EncodedLen(len(p.Key)) + base64.StdEncoding.EncodedLen(len(p.Value))
+	for k, v := range p.Headers {
+		n += len(k) + len(v) + 6
+	}
+	return n
 }
 
 // decodePayload reads JSON into v, one of the payload types of messages.go. Without

@@ -345,7 +345,12 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 		}
 	}
 	sequence := c.sequence.Add(1)
-	frame, err := appendRequest(nil, c.form, c.requestID(sequence), req.kind(), req)
+	const envelope = 96
+	size := envelope + payloadSize(req)
+	if c.form == ProtocolV0 {
+		size += size / 3
+	}
+	frame, err := appendRequest(make([]byte, 0, size), c.form, c.requestID(sequence), req.kind(), req)
 	if err != nil {
 		return nil, err
 	}

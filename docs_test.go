@@ -488,8 +488,8 @@ func TestReadmeOptions(t *testing.T) {
 func shortDefault(v any) string {
 	switch v := v.(type) {
 	case time.Duration:
-		if minutes := v / time.Minute; v == minutes*time.Minute {
-			return fmt.Sprint(int(minutes), "m")
+		if v%time.Minute == 0 {
+			return fmt.Sprint(int(v.Minutes()), "m")
 		}
 		return v.String()
 	case int:

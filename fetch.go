@@ -451,7 +451,7 @@ func (c *Client) listOffsets(ctx context.Context, topic string, partitions []int
 	if len(partitions) == 0 {
 		entry, err := c.metadata.topic(ctx, topic, false, c.cfg.requestTimeout)
 		if err != nil {
-			return nil, c.waitFailed(ctx, "ListOffsets", err)
+			return nil, c.waitFailed(ctx, requestListOffsets.String, err)
 		}
 		for p := range entry.partitions {
 			partitions = append(partitions, p)

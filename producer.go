@@ -106,7 +106,7 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 		return Receipt{}, err
 	}
 	policy := retryPolicy{
-		what: sendName(m), topic: m.Topic,
+		what: func() string { return sendName(m) }, topic: m.Topic,
 		refusals: p.cfg.retries, faults: -1,
 		backoff:  backoff{p.cfg.retryBackoff, p.cfg.deliveryTimeout},
 		deadline: start.Add(p.cfg.deliveryTimeout),
@@ -149,8 +149,14 @@ func receiptOf(req *produceRequest, resp *produceResponse) (Receipt, error) {
 	return Receipt{resp.Partition, resp.Offset, req.Timestamp}, nil
 }
 
+// name is how errors call it.
+func (s *pipelined) name() string { return sendName(s.m) }
+
 // sendName is how errors and Status call a send.
 func sendName(m *Message) string {
+	if m == nil {
+		return "send"
+	}
 	if m.Partition == PartitionAny {
 		return "send to " + m.Topic
 	}
@@ -332,7 +338,7 @@ func (p *SyncProducer) settleInto(ctx context.Context, line *pipeline, s *pipeli
 // or has failed in a way that may get better.
 func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined, start time.Time) (Receipt, error) {
 	if s.err != nil {
-		return Receipt{}, p.client.waitFailed(ctx, "send messages", s.err)
+		return Receipt{}, p.client.waitFailed(ctx, s.name, s.err)
 	}
 	if s.call != nil {
 		resp := newProduceResponse()
@@ -341,7 +347,7 @@ func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined,
 		case err == nil:
 			return receiptOf(s.req, resp)
 		case ctx.Err() != nil || !retriable(err):
-			return Receipt{}, p.client.waitFailed(ctx, sendName(s.m), err)
+			return Receipt{}, p.client.waitFailed(ctx, s.name, err)
 		}
 		if !connectionFault(err) {
 			p.client.metadata.forget(s.m.Topic)

@@ -21,7 +21,7 @@ import (
 // documents are the pages whose Go code is compared with the examples.
 func documents(t *testing.T) []string {
 	t.Helper()
-	names := []string{"README.md", "CONTRIBUTING.md", filepath.Join("examples", "README.md")}
+	names := []string{"README.md", "DESIGN.md", "CONTRIBUTING.md", filepath.Join("examples", "README.md")}
 	pages, err := filepath.Glob(filepath.Join("docs", "*.md"))
 	require.NoError(t, err)
 	return append(names, pages...)
@@ -97,7 +97,7 @@ func TestReadmeByHand(t *testing.T) {
 	broker := newBroker(t, robust.WithTopic("orders", 3))
 	addr, err := broker.Listen("127.0.0.1:0")
 	require.NoError(t, err)
-	conn, err := net.Dial("tcp", addr.String())
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr.String())
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))

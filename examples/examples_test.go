@@ -65,7 +65,8 @@ func run(t *testing.T, dir, example string, args ...string) result {
 	err := cmd.Run()
 	require.NoError(t, ctx.Err(), "%s %v did not end in time\n%s%s", example, args, &stdout, &stderr)
 	if err != nil {
-		require.IsType(t, &exec.ExitError{}, err)
+		var exit *exec.ExitError
+		require.ErrorAs(t, err, &exit)
 	}
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
@@ -162,7 +163,7 @@ func testEmbedded(t *testing.T, dir string) {
 			r := run(t, dir, c.example, c.args...)
 			require.Zero(t, r.code, "%s", r.stderr)
 			for _, want := range c.want {
-				require.Regexp(t, regexp.MustCompile(want), r.stdout)
+				require.Regexp(t, want, r.stdout)
 			}
 			require.Empty(t, r.stderr)
 		})

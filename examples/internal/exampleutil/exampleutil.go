@@ -93,7 +93,7 @@ func Main(about string, run func(ctx context.Context) error) {
 		os.Exit(2)
 	}
 	// A client logs what goes wrong to slog's default logger.
-	slog.SetDefault(slog.New(tint.NewHandler(os.Stderr, &tint.Options{
+	slog.SetDefault(slog.New(tint.NewTextHandler(os.Stderr, &tint.Options{
 		TimeFormat: time.TimeOnly,
 		NoColor:    !terminal(os.Stderr) || os.Getenv("NO_COLOR") != "",
 	})))
