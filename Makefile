@@ -50,13 +50,16 @@ lint: ## run golangci-lint as .golangci.yml says, in every module
 	done
 
 examples: ## build the runnable programs into bin/
-	@[ ! -d examples ] || $(GO) build -o bin/ ./examples/...
+	@set -e; for main in $$(find examples -name main.go); do \
+		dir=$$(dirname $$main); \
+		$(GO) build -o bin/$$(echo $$dir | sed 's,^examples/,,; s,/,-,g') ./$$dir; \
+	done
 
 fuzz: ## run each fuzz target for FUZZTIME
 	@set -e; targets=$$($(GO) test -list '^Fuzz' . | sed -n '/^Fuzz/p'); \
 	[ -n "$$targets" ] || { echo 'the root package has no fuzz target, or does not build'; exit 1; }; \
 	for target in $$targets; do \
-		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) .; \
+		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 50x .; \
 	done
 
 bench: ## run the benchmarks of BENCH, COUNT times

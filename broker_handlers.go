@@ -103,6 +103,10 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 // or refused.
 func (s *service) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
 	resp := &produceResponse{Topic: req.Topic, Partition: req.Partition, Offset: offsetNone, Timestamp: req.Timestamp}
+	if err := checkMessageID(req.ID); err != nil {
+		done(resp, err)
+		return
+	}
 	t, err := s.topics.getOrCreate(ctx, req.Topic)
 	if err != nil {
 		done(resp, err)

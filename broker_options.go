@@ -42,7 +42,7 @@ func (c *brokerConfig) validate() error {
 	for _, t := range c.topics {
 		rows = append(rows,
 			limit{"WithTopic", checkTopicName(t.Name) == nil, strconv.Quote(t.Name), "1 to 249 of A-Z a-z 0-9 . _ -"},
-			limit{"WithTopic", t.Partitions > 0 && t.Partitions <= maxTopicPartitions, t.Partitions, "1 to 10000 partitions"})
+			limit{"WithTopic", t.Partitions > 0 && t.Partitions <= maxTopicPartitions, fmt.Sprintf("%q, %d", t.Name, t.Partitions), "1 to 10000 partitions"})
 	}
 	return checkLimits(rows)
 }

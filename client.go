@@ -3,7 +3,6 @@ package robust
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -77,7 +76,14 @@ func (c *Client) Status() Status {
 // Ping asks the brokers in turn until one answers. The error wraps [ErrNoBroker] if
 // none can be reached.
 func (c *Client) Ping(ctx context.Context) error {
-	err := c.round(ctx, route{repeatable: true}, c.cfg.requestTimeout, &clusterInfoRequest{}, &clusterInfoResponse{})
+	ask := func() error {
+		return c.round(ctx, route{repeatable: true}, c.cfg.requestTimeout, &clusterInfoRequest{}, &clusterInfoResponse{})
+	}
+	err := ask()
+	if err != nil && connectionFault(err) && !unsent(err) && ctx.Err() == nil {
+		// A connection that was open broke: that says nothing of the broker now.
+		err = ask()
+	}
 	if be := (*BrokerError)(nil); errors.As(err, &be) && !connectionFault(err) {
 		return nil // A broker that refuses the question is there.
 	}
@@ -168,7 +174,7 @@ func (c *Client) round(ctx context.Context, r route, limit time.Duration, req re
 	if reached {
 		return last
 	}
-	return fmt.Errorf("%w: %w", ErrNoBroker, last)
+	return &noBrokerError{last}
 }
 
 // candidates appends the addresses to ask: the leader if it is known, then the

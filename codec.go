@@ -138,7 +138,7 @@ func decodePayload(b []byte, v any) error {
 	if done {
 		return nil
 	}
-	if err := json.Unmarshal(b, v); err != nil {
+	if err := unmarshalJSON(b, v); err != nil {
 		return fmt.Errorf("%w: payload: %w", ErrMalformed, err)
 	}
 	if v, ok := v.(*fetchResponse); ok && slices.Contains(v.Messages, nil) {

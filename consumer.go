@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -24,7 +23,6 @@ type PartitionConsumer struct {
 	client *Client
 	cfg    config
 	fetch  *fetcher
-	lag    *atomic.Int64
 	errors chan error
 
 	messages chan *Message
@@ -63,7 +61,6 @@ func (c *Client) PartitionConsumer(topic string, partition int32, opts ...Consum
 	}
 	p := &PartitionConsumer{
 		client: c, cfg: cfg,
-		lag:      c.metrics.Consumer.lagOf(topic, partition),
 		errors:   make(chan error, errorBuffer),
 		messages: make(chan *Message, cfg.messageBuffer),
 		taking:   make(chan struct{}, 1),
@@ -71,11 +68,12 @@ func (c *Client) PartitionConsumer(topic string, partition int32, opts ...Consum
 		sent:     make([]int64, cfg.messageBuffer),
 		next:     offsetNone,
 	}
-	p.fetch = newFetcher(c, &p.cfg, topic, partition, p.report, p.updateLag)
+	p.fetch = newFetcher(c, &p.cfg, topic, partition, p.report)
 	p.epoch = p.fetch.epoch
 	if err := c.register(p); err != nil {
 		return nil, err
 	}
+	c.metrics.Consumer.addReader(p, lagSource{TopicPartition{topic, partition}, p.lag})
 	p.running.Go(p.fetch.run)
 	return p, nil
 }
@@ -212,15 +210,13 @@ func (p *PartitionConsumer) delivered(m *Message, e *epoch) {
 		p.next = m.Offset + 1
 	}
 	p.mu.Unlock()
-	p.updateLag()
 }
 
-// updateLag sets the gauge to what lies between the next message and the high-water
-// mark.
-func (p *PartitionConsumer) updateLag() {
-	if end, next := p.HighWaterMark(), p.Offset(); end >= 0 && next >= 0 {
-		p.lag.Store(max(end-next, 0))
-	}
+// lag is what lies between the next message and the high-water mark, once both are
+// known.
+func (p *PartitionConsumer) lag() (int64, bool) {
+	end, next := p.HighWaterMark(), p.Offset()
+	return max(end-next, 0), end >= 0 && next >= 0
 }
 
 // pump puts messages into the channel until the consumer ends, and then closes it.
@@ -296,7 +292,11 @@ func (p *PartitionConsumer) report(err error) {
 	if !errors.As(err, &ce) {
 		ce = &ConsumerError{Topic: p.fetch.topic, Partition: p.fetch.partition, Offset: offsetNone, Err: err}
 	}
-	p.client.warn.warn("consumer", fmt.Sprint(ce.Topic, "/", ce.Partition),
+	kind := "consumer failed"
+	if oor := (*OutOfRangeError)(nil); errors.As(err, &oor) {
+		kind = "consumer's position was not in the log"
+	}
+	p.client.warn.warn(kind, fmt.Sprint(ce.Topic, "/", ce.Partition),
 		"topic", ce.Topic, "partition", ce.Partition, "offset", ce.Offset, "error", trimPrefix(ce.Err))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -413,7 +413,7 @@ func (p *PartitionConsumer) Close() error {
 	p.silent = true
 	close(p.errors)
 	p.mu.Unlock()
-	p.client.metrics.Consumer.dropLag(p.fetch.topic, p.fetch.partition)
+	p.client.metrics.Consumer.removeReader(p)
 	p.client.unregister(p)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 )
 
@@ -142,11 +143,25 @@ type ConnError struct {
 }
 
 func (e *ConnError) Error() string {
-	return fmt.Sprintf("robust: %s %s: %v", e.Op, e.Addr, e.Err)
+	cause := e.Err
+	// The net package says address and operation once more.
+	if op := (*net.OpError)(nil); errors.As(cause, &op) && op.Err != nil {
+		cause = op.Err
+	}
+	return fmt.Sprintf("robust: %s %s: %s", e.Op, e.Addr, trimPrefix(cause))
 }
 
 // Unwrap returns the cause.
 func (e *ConnError) Unwrap() error { return e.Err }
+
+// noBrokerError is ErrNoBroker with the last of the failures that led to it.
+type noBrokerError struct{ last error }
+
+func (e *noBrokerError) Error() string {
+	return ErrNoBroker.Error() + ": " + trimPrefix(e.last)
+}
+
+func (e *noBrokerError) Unwrap() []error { return []error{ErrNoBroker, e.last} }
 
 // ConsumerError is what went wrong while one partition was read.
 type ConsumerError struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +23,6 @@ type fetcher struct {
 	topic     string
 	partition int32
 	report    func(error) // notices and failures; must not block
-	progress  func()      // the high-water mark may have moved; must not block
 
 	ctx    context.Context //nolint:containedctx // ends the fetcher
 	cancel context.CancelCauseFunc
@@ -74,9 +74,9 @@ const (
 	stateEnded
 )
 
-func newFetcher(c *Client, cfg *config, topic string, partition int32, report func(error), progress func()) *fetcher {
+func newFetcher(c *Client, cfg *config, topic string, partition int32, report func(error)) *fetcher {
 	f := &fetcher{
-		client: c, cfg: cfg, topic: topic, partition: partition, report: report, progress: progress,
+		client: c, cfg: cfg, topic: topic, partition: partition, report: report,
 		ready: make(chan fetched), end: -1, since: time.Now(),
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
@@ -199,14 +199,22 @@ func (f *fetcher) fetchLoop() error {
 		}
 		e := f.currentEpoch()
 		messages, err := f.fetch(e)
-		if e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange) {
+		moved := e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange)
+		if moved {
 			err = f.goBack(e)
 		}
 		switch {
 		case e.ctx.Err() != nil:
 			continue // Closed, or a seek: what came is not wanted.
-		case err == nil:
+		case err == nil && !moved:
 			failures = 0
+		case err == nil:
+			// Once there is no reason to wait; a broker that is never content with
+			// the position that it has named itself would be asked without end.
+			if failures++; failures > 1 {
+				pause(e.ctx, nil, retryFetch.before(failures-1))
+			}
+			continue
 		case retriable(err):
 			failures++
 			f.setState(stateRetrying, err)
@@ -271,9 +279,10 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 		f.end = max(resp.HighWaterMark, f.position)
 	}
 	f.mu.Unlock()
-	f.progress()
-	// A broker that holds fetches has used up most of the time that it was given.
-	if len(messages) == 0 && time.Since(began) < f.cfg.fetchMaxWait/2+time.Millisecond {
+	// A broker that holds fetches has used up most of the time that it was given. One
+	// that does not even tell the high-water mark does not hold any: it is only far.
+	held := resp.HighWaterMark >= 0 && f.cfg.fetchMaxWait > 0 && time.Since(began) >= f.cfg.fetchMaxWait/2
+	if len(messages) == 0 && !held {
 		pause(e.ctx, nil, f.cfg.pollInterval)
 	}
 	return messages, nil
@@ -290,7 +299,7 @@ func (f *fetcher) check(messages []*Message, position int64) ([]*Message, error)
 			return nil, fmt.Errorf("%w: fetch: message %d is null", ErrMalformed, i)
 		case m.Topic != "" && m.Topic != f.topic, m.Partition != f.partition:
 			return nil, fmt.Errorf("%w: fetch: message %d is of %s/%d", ErrMalformed, i, shorten(m.Topic), m.Partition)
-		case m.Offset <= last:
+		case m.Offset <= last, m.Offset == math.MaxInt64: // No offset could follow that one.
 			return nil, fmt.Errorf("%w: fetch: message %d has offset %d, behind %d", ErrMalformed, i, m.Offset, last)
 		}
 		last = m.Offset
@@ -352,6 +361,9 @@ func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
 			at = low + step - 1
 			step *= 2
 		}
+		if at < low {
+			return 0, fmt.Errorf("%w: no end of the log up to offset %d", ErrMalformed, low)
+		}
 		req := &fetchRequest{Topic: f.topic, Partition: f.partition, Offset: at, MaxBytes: 1, MaxMessages: 1}
 		resp := newFetchResponse()
 		r := route{topic: f.topic, partition: f.partition, held: true, repeatable: true}
@@ -365,7 +377,7 @@ func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
 			return resp.HighWaterMark, nil
 		case len(resp.Messages) == 0:
 			high = at
-		case resp.Messages[0] == nil || resp.Messages[0].Offset < at:
+		case resp.Messages[0] == nil || resp.Messages[0].Offset < at || resp.Messages[0].Offset == math.MaxInt64:
 			return 0, fmt.Errorf("%w: fetch at offset %d brought another message", ErrMalformed, at)
 		default:
 			low = resp.Messages[0].Offset + 1
@@ -424,6 +436,9 @@ func (f *fetcher) setStateLocked(s fetchState, failure error) {
 func (f *fetcher) status() Status {
 	f.mu.Lock()
 	state, since, failure, position, end := f.state, f.since, f.failure, f.position, f.end
+	if f.paused != nil && state != stateEnded {
+		state = statePaused // Whatever run has in hand meanwhile.
+	}
 	f.mu.Unlock()
 	name := fmt.Sprintf("%s/%d", f.topic, f.partition)
 	switch state {

@@ -471,6 +471,14 @@ func checkTopicName(name string) error {
 	return nil
 }
 
+// checkMessageID bounds what does not count for a message's size.
+func checkMessageID(id string) error {
+	if len(id) > maxNameBytes {
+		return fmt.Errorf("%w: message ID %q of %d bytes: want at most %d", ErrInvalidRequest, shorten(id), len(id), maxNameBytes)
+	}
+	return nil
+}
+
 // shorten keeps errors readable, whatever a peer sends.
 func shorten(s string) string {
 	const most = 64

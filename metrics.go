@@ -2,6 +2,7 @@ package robust
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,8 +86,15 @@ type ConsumerMetrics struct {
 	commitErrors     atomic.Uint64
 	errorsDropped    atomic.Uint64
 
-	mu  sync.RWMutex // guards the following
-	lag map[TopicPartition]*atomic.Int64
+	mu      sync.RWMutex // guards the following
+	lag     map[TopicPartition]*atomic.Int64
+	sources map[any]lagSource // the client's own readers, asked for each snapshot
+}
+
+// lagSource is a reader that knows its lag; false while it does not.
+type lagSource struct {
+	of  TopicPartition
+	lag func() (int64, bool)
 }
 
 // NewConsumerMetrics returns counters of the application's own.
@@ -94,14 +102,15 @@ func NewConsumerMetrics() *ConsumerMetrics { return new(ConsumerMetrics) }
 
 // ConsumerStats is a snapshot of [ConsumerMetrics].
 type ConsumerStats struct {
-	MessagesReceived uint64 // handed to the application
+	MessagesReceived uint64 // handed to the application or put into its channel
 	BytesReceived    uint64 // [Message.Size] of them
 	FetchCount       uint64 // fetch requests answered
 	CommitCount      uint64 // commits that succeeded
 	CommitErrors     uint64 // commits that failed
 	ErrorsDropped    uint64 // notices that nobody read from an Errors channel in time
 	// Lag is, for each partition that is being read, how many messages lie
-	// between the next one to be handed over and the high-water mark.
+	// between the next one to be handed over and the high-water mark; of several
+	// readers of one partition, the one that is furthest behind.
 	Lag map[TopicPartition]int64
 }
 
@@ -130,7 +139,7 @@ func (m *ConsumerMetrics) UpdateLag(topic string, partition int32, lag int64) {
 	m.lagOf(topic, partition).Store(lag)
 }
 
-// lagOf returns the gauge of one partition, so that a reader can keep it.
+// lagOf returns the gauge of one partition.
 func (m *ConsumerMetrics) lagOf(topic string, partition int32) *atomic.Int64 {
 	key := TopicPartition{topic, partition}
 	m.mu.RLock()
@@ -151,17 +160,28 @@ func (m *ConsumerMetrics) lagOf(topic string, partition int32) *atomic.Int64 {
 	return gauge
 }
 
-// dropLag forgets a partition that is no longer read.
-func (m *ConsumerMetrics) dropLag(topic string, partition int32) {
+// addReader has every snapshot ask a reader for its lag, until removeReader is called
+// with the same key.
+func (m *ConsumerMetrics) addReader(key any, s lagSource) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.lag, TopicPartition{topic, partition})
+	if m.sources == nil {
+		m.sources = make(map[any]lagSource)
+	}
+	m.sources[key] = s
+}
+
+func (m *ConsumerMetrics) removeReader(key any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.sources, key)
 }
 
 // GetStats returns a snapshot.
 func (m *ConsumerMetrics) GetStats() ConsumerStats {
 	m.mu.RLock()
 	gauges := maps.Clone(m.lag)
+	sources := slices.Collect(maps.Values(m.sources))
 	m.mu.RUnlock()
 	s := ConsumerStats{
 		MessagesReceived: m.messagesReceived.Load(),
@@ -174,6 +194,12 @@ func (m *ConsumerMetrics) GetStats() ConsumerStats {
 	}
 	for key, gauge := range gauges {
 		s.Lag[key] = gauge.Load()
+	}
+	// Without the lock: a reader takes its own.
+	for _, source := range sources {
+		if lag, ok := source.lag(); ok {
+			s.Lag[source.of] = max(lag, s.Lag[source.of])
+		}
 	}
 	return s
 }

@@ -33,8 +33,17 @@ func TestMetricsCount(t *testing.T) {
 		MessagesReceived: 1, BytesReceived: 10, FetchCount: 1, CommitCount: 1, CommitErrors: 1, ErrorsDropped: 1,
 		Lag: map[TopicPartition]int64{{"demo", 1}: 4, {"demo", 2}: 9},
 	}, stats)
-	c.dropLag("demo", 1)
-	require.Equal(t, map[TopicPartition]int64{{"demo", 2}: 9}, c.GetStats().Lag)
+	reader := func(lag int64, known bool) lagSource {
+		return lagSource{TopicPartition{"demo", 3}, func() (int64, bool) { return lag, known }}
+	}
+	c.addReader(1, reader(7, true))
+	c.addReader(2, reader(9, true))
+	c.addReader(3, reader(100, false))
+	require.Equal(t, int64(9), c.GetStats().Lag[TopicPartition{"demo", 3}], "the one furthest behind")
+	c.removeReader(2)
+	require.Equal(t, int64(7), c.GetStats().Lag[TopicPartition{"demo", 3}])
+	c.removeReader(1)
+	require.NotContains(t, c.GetStats().Lag, TopicPartition{"demo", 3})
 	require.Len(t, stats.Lag, 2, "a snapshot does not change")
 
 	n := NewConnectionMetrics()

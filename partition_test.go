@@ -34,7 +34,7 @@ func TestHashPartitioner(t *testing.T) {
 
 func TestBackoff(t *testing.T) {
 	b := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
-	for n, ms := range map[int]int{1: 50, 2: 100, 3: 200, 4: 400, 5: 500, 6: 500, 40: 500, 1 << 40: 500} {
+	for n, ms := range map[int]int{1: 50, 2: 100, 3: 200, 4: 400, 5: 500, 6: 500, 40: 500, 1 << 30: 500} {
 		want := time.Duration(ms) * time.Millisecond
 		for range 100 {
 			got := b.before(n)

@@ -174,6 +174,9 @@ func (p *SyncProducer) request(m *Message, now time.Time) (*produceRequest, erro
 	if m.Partition < PartitionAny {
 		return nil, fmt.Errorf("%w: %s/%d", ErrPartitionNotFound, m.Topic, m.Partition)
 	}
+	if err := checkMessageID(m.ID); err != nil {
+		return nil, err
+	}
 	if size := m.Size(); size > uint64(p.cfg.maxFrameBytes) {
 		return nil, fmt.Errorf("%w: %d bytes, WithMaxFrameBytes is %d", ErrMessageTooLarge, size, p.cfg.maxFrameBytes)
 	}

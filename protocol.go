@@ -95,7 +95,7 @@ func (r *wireRequest) decode(frame []byte) error {
 	if !e.scan(frame) {
 		var std stdRequest
 		// A field of the wrong type does not keep Unmarshal from reading the others.
-		malformed = json.Unmarshal(frame, &std)
+		malformed = unmarshalJSON(frame, &std)
 		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload}
 		if std.RequestType != nil {
 			e.v1, e.hasV1 = *std.RequestType, true
@@ -137,7 +137,7 @@ func (r *wireResponse) decode(frame []byte) error {
 	var e rawResponse
 	if !e.scan(frame) {
 		var std stdResponse
-		if err := json.Unmarshal(frame, &std); err != nil {
+		if err := unmarshalJSON(frame, &std); err != nil {
 			return fmt.Errorf("%w: response: %w", ErrMalformed, err)
 		}
 		e = rawResponse{

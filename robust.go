@@ -95,7 +95,7 @@ const offsetNone int64 = -1
 type Message struct {
 	// ID is the application's own identifier. Empty unless the application set
 	// it; a consumer then receives what the broker makes up for it,
-	// topic-partition-offset.
+	// topic-partition-offset. At most 249 bytes.
 	ID string `json:"id"`
 	// Topic is required.
 	Topic string `json:"topic"`
@@ -137,9 +137,9 @@ func (m *Message) Clone() *Message {
 }
 
 // Size returns the bytes that the message counts for in batches, limits and
-// metrics: its key, value, headers and ID.
+// metrics: its key, value and headers.
 func (m *Message) Size() uint64 {
-	n := len(m.ID) + len(m.Key) + len(m.Value)
+	n := len(m.Key) + len(m.Value)
 	for k, v := range m.Headers {
 		n += len(k) + len(v)
 	}

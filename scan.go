@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"unicode/utf8"
@@ -440,4 +441,17 @@ func appendBytes(dst, b []byte) []byte {
 	dst = append(dst, '"')
 	dst = base64.StdEncoding.AppendEncode(dst, b)
 	return append(dst, '"')
+}
+
+// unmarshalJSON is json.Unmarshal with errors fit for a peer, which knows nothing of
+// Go's types.
+func unmarshalJSON(b []byte, v any) error {
+	err := json.Unmarshal(b, v)
+	if te := (*json.UnmarshalTypeError)(nil); errors.As(err, &te) {
+		if te.Field == "" {
+			return fmt.Errorf("want an object, not %s", te.Value)
+		}
+		return fmt.Errorf("%s cannot be %s", te.Field, te.Value)
+	}
+	return err
 }
