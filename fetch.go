@@ -281,7 +281,7 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 	f.mu.Unlock()
 	// A broker that holds fetches has used up most of the time that it was given. One
 	// that does not even tell the high-water mark does not hold any: it is only far.
-	held := resp.HighWaterMark >= 0 && f.cfg.fetchMaxWait > 0 && time.Since(began) >= f.cfg.fetchMaxWait/2
+	held := resp.HighWaterMark >= 0 && req.MaxWaitMs > 0 && time.Since(began) >= f.cfg.fetchMaxWait/2
 	if len(messages) == 0 && !held {
 		pause(e.ctx, nil, f.cfg.pollInterval)
 	}

@@ -256,9 +256,9 @@ func testUsage(t *testing.T, dir string) {
 		{"quickstart", "-topic a/b", 1, `topic name "a/b"`},
 		{"quickstart", "-timeout 1ns", 1, "deadline exceeded"},
 		{"consumer/simple", "-from yesterday", 2, "want oldest, newest or an offset"},
-		{"consumer/simple", "-partition -1", 1, "WithTopic(0): want 1 to 10000 partitions"},
+		{"consumer/simple", "-partition -1", 1, "want 1 to 10000 partitions"},
 		{"broker", "-topic orders", 2, "want name:partitions"},
-		{"broker", "-topic orders:0", 1, "WithTopic(0): want 1 to 10000 partitions"},
+		{"broker", "-topic orders:0", 1, "want 1 to 10000 partitions"},
 		{"broker", "-addr 127.0.0.1:99999", 1, "listen on 127.0.0.1:99999"},
 	} {
 		t.Run(c.example+" "+c.args, func(t *testing.T) {
