@@ -106,9 +106,14 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	defer close(c.closing)
 
-	var errs []error
+	// At the same time, so that waits are not added up.
+	closed := make(chan error)
 	for h := range handles {
-		errs = append(errs, h.Close())
+		go func() { closed <- h.Close() }()
+	}
+	var errs []error
+	for range handles {
+		errs = append(errs, <-closed)
 	}
 	c.cancel(ErrClosed)
 	c.pool.close()

@@ -358,9 +358,9 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 		return nil, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, req.kind(), len(frame), c.maxFrame)
 	}
 	k := &call{kind: req.kind(), sequence: sequence, deadline: time.Now().Add(timeout), done: make(chan struct{}, 1)}
-	first, ok := c.register(k)
-	if !ok {
-		return nil, c.closedError(true)
+	first, err := c.register(ctx, k)
+	if err != nil {
+		return nil, err
 	}
 	// With nothing else in flight the broker has read all that was sent before,
 	// so a small frame cannot block, and the caller may write it itself.
@@ -388,19 +388,45 @@ func (c *conn) writesAtOnce() bool {
 	}
 }
 
-// register puts a call in flight; first tells that it is the only one.
-func (c *conn) register(k *call) (first, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.inflight == nil {
-		return false, false
+// register puts a call in flight; first tells that it is the only one. A v0 broker
+// that is being asked for a sign of life answers that first.
+func (c *conn) register(ctx context.Context, k *call) (first bool, err error) {
+	for {
+		c.mu.Lock()
+		ping := c.ping
+		if c.inflight == nil {
+			c.mu.Unlock()
+			return false, c.closedError(true)
+		}
+		if ping == nil || c.form != ProtocolV0 {
+			c.putInFlightLocked(k)
+			first = len(c.inflight) == 1
+			c.mu.Unlock()
+			return first, nil
+		}
+		c.mu.Unlock()
+		timeout := time.NewTimer(time.Until(k.deadline))
+		select {
+		case <-ping.done:
+		case <-c.done:
+		case <-timeout.C:
+			err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer, unsent: true}
+		case <-ctx.Done():
+			err = endOf(ctx)
+		}
+		timeout.Stop()
+		if err != nil {
+			return false, err
+		}
 	}
+}
+
+func (c *conn) putInFlightLocked(k *call) {
 	c.inflight[k.sequence] = k
 	if k.deadline.Before(c.timerAt) {
 		c.timerAt = k.deadline
 		c.timer.Reset(time.Until(k.deadline))
 	}
-	return len(c.inflight) == 1, true
 }
 
 // finish waits for the answer to k and decodes it into resp. The error is a

@@ -787,7 +787,7 @@ func (r *fakeRequest) clusterInfo() *fakeAnswer {
 		nodes = append(nodes, map[string]any{"id": id, "addr": b.nodes[id]})
 	}
 	info := map[string]any{"cluster_id": "fakes", "nodes": nodes}
-	if len(b.features) > 0 {
+	if len(b.features) > 0 && !b.v0Only {
 		info["features"], info["node_id"], info["protocol"] = b.features, b.id, "v1"
 		info["limits"] = map[string]any{"max_frame_bytes": 1 << 20}
 	}
