@@ -65,7 +65,7 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 		drained: make(chan struct{}), nodes: make(map[string]string),
 	}
 	if err := b.service.topics.load(context.Background()); err != nil {
-		return nil, errors.Join(err, b.closeStorage())
+		return nil, errors.Join(err, b.service.topics.close(), b.closeStorage())
 	}
 	b.running.Go(b.expireLoop)
 	return b, nil
@@ -78,35 +78,40 @@ func (b *Broker) Listen(addr string) (net.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("robust: listen on %s: %w", addr, err)
 	}
-	if err := b.addListener(l); err != nil {
-		_ = l.Close() // Nobody has used it.
-		return nil, err
-	}
-	b.running.Go(func() {
+	err = b.addListener(l, func() {
 		if err := b.accept(l); !errors.Is(err, ErrClosed) {
 			b.warn.warn("listener failed", l.Addr().String(), "addr", l.Addr().String(), "error", err)
 		}
 	})
+	if err != nil {
+		_ = l.Close() // Nobody has used it.
+		return nil, err
+	}
 	return l.Addr(), nil
 }
 
 // Serve accepts connections from l and serves them until the broker is shut down,
 // when it returns [ErrClosed], or l fails. It closes l.
 func (b *Broker) Serve(l net.Listener) error {
-	if err := b.addListener(l); err != nil {
+	if err := b.addListener(l, nil); err != nil {
 		_ = l.Close() // As promised; the broker's end is what counts.
 		return err
 	}
 	return b.accept(l)
 }
 
-func (b *Broker) addListener(l net.Listener) error {
+// addListener has stop close l, and runs serve, unless it is nil, in a goroutine that
+// Close waits for.
+func (b *Broker) addListener(l net.Listener, serve func()) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.stopping {
 		return ErrClosed
 	}
 	b.listeners[l] = struct{}{}
+	if serve != nil {
+		b.running.Go(serve)
+	}
 	return nil
 }
 
@@ -129,7 +134,8 @@ func (b *Broker) accept(l net.Listener) error {
 		if b.service.draining() {
 			return ErrClosed
 		}
-		if errors.Is(err, net.ErrClosed) {
+		var passing interface{ Temporary() bool }
+		if !errors.As(err, &passing) || !passing.Temporary() {
 			return fmt.Errorf("robust: accept: %w", err)
 		}
 		// Most often too many open files: others may close theirs.
@@ -280,6 +286,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // concurrently.
 func (b *Broker) Close() error {
 	for _, c := range b.stop() {
+		c.cancel(ErrClosed)
 		_ = c.nc.Close() // It ends its serve, whatever it returns.
 	}
 	b.running.Wait()

@@ -26,9 +26,6 @@ const (
 	// maxAppends is how many produces of one connection wait for the storage at a
 	// time before no more of its requests are read.
 	maxAppends = 4096
-	// keepScratch is the size up to which a connection keeps its buffer for
-	// answers.
-	keepScratch = 64 << 10
 )
 
 // brokerConn serves one connection. serve reads and answers requests in the order
@@ -46,9 +43,11 @@ type brokerConn struct {
 	done    chan struct{}  // closed when serve stops reading
 	held    sync.WaitGroup // goroutines of held fetches, and appends under way
 	appends chan struct{}  // holds a token for each append under way
-	scratch []byte         // serve's buffer for answers
-	frames  int            // read so far
-	timing  frameTiming    // of the frame that has begun
+	// answering holds a token while a held fetch is answered.
+	answering chan struct{}
+	scratch   []byte      // serve's buffer for answers
+	frames    int         // read so far
+	timing    frameTiming // of the frame that has begun
 
 	mu        sync.Mutex  // guards the following
 	heldCount int         // fetches held
@@ -71,10 +70,11 @@ type v0Answer struct {
 func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 	c := &brokerConn{
 		service: s, nc: nc, host: nc.LocalAddr().String(),
-		in:      &frameReader{r: nc, limit: s.cfg.maxFrameBytes},
-		out:     newFrameWriter(nc, writeTimeout),
-		done:    make(chan struct{}),
-		appends: make(chan struct{}, maxAppends),
+		in:        &frameReader{r: nc, limit: s.cfg.maxFrameBytes},
+		out:       newFrameWriter(nc, writeTimeout),
+		done:      make(chan struct{}),
+		appends:   make(chan struct{}, maxAppends),
+		answering: make(chan struct{}, 1),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.in.beforeRead = c.beforeRead
@@ -122,11 +122,17 @@ func (c *brokerConn) read() error {
 			if !json.Valid(frame) {
 				return err
 			}
-			c.reply(nil, req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
+			c.reply(c.place(&req), req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
 			continue
 		}
 		if err := c.handle(&req); errors.Is(err, ErrMalformed) && !json.Valid(frame) {
 			return nil // It was answered; what follows cannot be trusted.
+		}
+		if cap(req.scratch) > keepScratch {
+			req.scratch = nil
+		}
+		if c.out.room(maxUnread) != nil && c.drain() != nil {
+			return nil // The peer is gone.
 		}
 	}
 }
@@ -134,11 +140,8 @@ func (c *brokerConn) read() error {
 // beforeRead writes the answers to all requests that came together, and waits for
 // the peer to read them before it may send more.
 func (c *brokerConn) beforeRead(partial bool) error {
-	if err := c.out.flush(); err != nil {
+	if err := c.drain(); err != nil {
 		return err
-	}
-	for room := c.out.room(maxUnread); room != nil; room = c.out.room(maxUnread) {
-		<-room // Comes with the write, or with its failure at the timeout.
 	}
 	if !partial {
 		if !c.timing.set {
@@ -155,6 +158,17 @@ func (c *brokerConn) beforeRead(partial bool) error {
 	return c.setReadDeadline(c.timing.since.Add(frameTimeout))
 }
 
+// drain writes the answers that are queued, and waits until few are left.
+func (c *brokerConn) drain() error {
+	if err := c.out.flush(); err != nil {
+		return err
+	}
+	for room := c.out.room(maxUnread); room != nil; room = c.out.room(maxUnread) {
+		<-room // Comes with the write, or with its failure at the timeout.
+	}
+	return nil
+}
+
 // setReadDeadline moves the deadline, unless the broker has set it to stop serve.
 func (c *brokerConn) setReadDeadline(t time.Time) error {
 	if err := c.nc.SetReadDeadline(t); err != nil {
@@ -166,16 +180,22 @@ func (c *brokerConn) setReadDeadline(t time.Time) error {
 	return nil
 }
 
+// place keeps the place of a v0 peer's request among its answers; nil for others.
+func (c *brokerConn) place(req *wireRequest) *v0Answer {
+	if !req.lockStep {
+		return nil
+	}
+	slot := &v0Answer{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.v0 = append(c.v0, slot)
+	return slot
+}
+
 // handle answers one request, now or later. The error is the refusal, if it was
 // answered now.
 func (c *brokerConn) handle(req *wireRequest) error {
-	var slot *v0Answer
-	if req.lockStep {
-		slot = &v0Answer{}
-		c.mu.Lock()
-		c.v0 = append(c.v0, slot)
-		c.mu.Unlock()
-	}
+	slot := c.place(req)
 	switch req.kind {
 	case requestProduce:
 		return c.produce(req, slot)
@@ -202,14 +222,15 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	returned := false
 	form, id := req.form, req.id
 	c.service.produce(c.ctx, p, func(resp *produceResponse, err error) {
+		// With the lock, serve cannot go on to flush before the answer is queued,
+		// nor use the scratch that it is encoded in.
 		mu.Lock()
-		later := returned
-		mu.Unlock()
-		if later {
+		if returned {
 			c.replyLater(slot, form, id, resp, err)
 		} else {
 			c.reply(slot, form, id, resp, err)
 		}
+		mu.Unlock()
 		<-c.appends
 		c.held.Done()
 	})
@@ -234,15 +255,28 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	f.release()
 	form, id := req.form, req.id
 	c.held.Go(func() {
-		f, err := c.service.await(c.ctx, q, c.done)
+		c.service.await(c.ctx, q, c.done)
+		c.answerHeld(q, form, id)
 		c.mu.Lock()
 		c.heldCount--
 		c.mu.Unlock()
-		c.queue(slot, c.encode(nil, form, id, &f.fetchResponse, err))
-		f.release()
-		_ = c.out.flush() // A connection that failed is noticed by serve.
 	})
 	return nil
+}
+
+// answerHeld answers a fetch that was held, one at a time and when the peer has read
+// most of what it was sent: what many fetches are answered with is not in memory
+// together.
+func (c *brokerConn) answerHeld(q *fetchRequest, form Protocol, id string) {
+	c.answering <- struct{}{}
+	defer func() { <-c.answering }()
+	if c.drain() != nil {
+		return // The peer is gone, which serve notices.
+	}
+	f, _, err := c.service.fetch(c.ctx, q, false)
+	c.queue(nil, c.encode(nil, form, id, &f.fetchResponse, err))
+	f.release()
+	_ = c.out.flush() // A connection that failed is noticed by serve.
 }
 
 // hold tells whether one more fetch may be held.
@@ -256,7 +290,8 @@ func (c *brokerConn) hold() bool {
 	return true
 }
 
-// reply queues an answer, which leaves with the next flush. Only serve calls it.
+// reply queues an answer, which leaves with the next flush. Only serve calls it, or
+// somebody for whom serve waits.
 func (c *brokerConn) reply(slot *v0Answer, form Protocol, id string, resp response, refusal error) {
 	c.scratch = c.encode(c.scratch[:0], form, id, resp, refusal)
 	c.queue(slot, c.scratch)
@@ -277,6 +312,11 @@ func (c *brokerConn) encode(dst []byte, form Protocol, id string, resp response,
 		resp.setRefusal(trimPrefix(refusal))
 	}
 	frame, err := appendResponse(dst, form, id, resp, refusal)
+	if limit := c.service.cfg.maxFrameBytes; err == nil && len(frame)-len(dst) > limit {
+		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(frame)-len(dst), limit)
+		frame, _ = appendResponse(dst, form, id, &plainResponse{answer{trimPrefix(err)}}, err) // Has nothing that could fail.
+		return frame
+	}
 	if err != nil {
 		c.service.warn.warn("answer cannot be encoded", "", "error", err)
 		// Without a payload there is nothing left that could fail.

@@ -134,6 +134,11 @@ func (s *service) produce(ctx context.Context, req *produceRequest, done func(*p
 		done(resp, fmt.Errorf("%w: %d bytes, %s of %s is %d", ErrMessageTooLarge, size, configMaxMessage, req.Topic, t.config.maxMessage))
 		return
 	}
+	// What is stored must fit the answer to a fetch, in either form.
+	if size := messageWireSize(&m) + 2*len(req.Topic); size > s.cfg.maxFrameBytes/2 {
+		done(resp, fmt.Errorf("%w: %d bytes when it is fetched, a frame has %d", ErrMessageTooLarge, size*4/3, s.cfg.maxFrameBytes))
+		return
+	}
 	p.log.Append(appendBatch(nil, &m), func(r AppendResult) {
 		if r.Err == nil {
 			resp.Offset = r.BaseOffset
@@ -189,7 +194,7 @@ func (f *fetchedMessages) full() bool {
 // add adds a message, unless it is one too many. The first is never.
 func (f *fetchedMessages) add(m *Message) bool {
 	size := int(m.Size())
-	frame := size*4/3 + 2*len(m.Topic) + 200
+	frame := messageWireSize(m)
 	if len(f.Messages) > 0 && (f.full() || f.size+size > f.maxBytes || frame > f.frame) {
 		return false
 	}
@@ -287,32 +292,69 @@ func messageID(topic string, partition int32, offset int64) string {
 	return string(strconv.AppendInt(b, offset, 10))
 }
 
-// await holds a fetch until it has enough, its time is over, or stop is closed, and
-// answers with what there is.
-func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) (*fetchedMessages, error) {
-	hold := min(time.Duration(req.MaxWaitMs)*time.Millisecond, maxFetchHold)
-	timeout := time.NewTimer(hold)
+// await waits until a fetch has enough to be answered with, its time is over, stop is
+// closed, or there is something wrong, which fetch will find out.
+func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) {
+	timeout := time.NewTimer(time.Duration(min(req.MaxWaitMs, maxFetchHold.Milliseconds())) * time.Millisecond)
 	defer timeout.Stop()
+	wanted := newFetchedMessages(req, s.cfg.maxFrameBytes)
+	left, messages := min(max(req.MinBytes, 1), wanted.maxBytes), wanted.maxMessages
+	next := req.Offset
 	for {
-		var changed <-chan struct{}
-		if t, err := s.topics.get(req.Topic); err == nil {
-			if p, err := t.partition(req.Partition); err == nil {
-				changed = p.changed()
-			}
+		t, err := s.topics.get(req.Topic)
+		if err != nil {
+			return
 		}
-		f, enough, err := s.fetch(ctx, req, false)
-		if enough {
-			return f, err
+		p, err := t.partition(req.Partition)
+		if err != nil {
+			return
+		}
+		changed := p.changed()
+		// Only what has come since the last look is looked at.
+		size, count, to, err := p.measure(ctx, next, left)
+		left, messages, next = left-size, messages-count, to
+		if err != nil || count > 0 && left <= 0 || messages <= 0 {
+			return
 		}
 		select {
 		case <-changed:
-			f.release()
 		case <-timeout.C:
-			return f, nil
+			return
 		case <-stop:
-			return f, nil
+			return
 		}
 	}
+}
+
+// measure counts the messages from offset on and their bytes, until there are enough
+// bytes. It returns where it stopped.
+func (p *partition) measure(ctx context.Context, offset int64, enough int) (size, count int, next int64, err error) {
+	for size < enough || count == 0 {
+		read, err := p.log.Read(ctx, offset, enough-size)
+		if err != nil || len(read.Batches) == 0 {
+			read.Release()
+			return size, count, offset, err
+		}
+		for rest := read.Batches; len(rest) > 0; {
+			b := cutBatch(rest)
+			rest = rest[len(b):]
+			records := b.records()
+			for {
+				var m Message
+				more, err := records.next(&m)
+				if err != nil || !more {
+					break // Damage is for fetch to find.
+				}
+				if m.Offset >= offset {
+					size += int(m.Size())
+					count++
+				}
+			}
+			offset = b.nextOffset()
+		}
+		read.Release()
+	}
+	return size, count, offset, nil
 }
 
 func (s *service) createTopic(ctx context.Context, req *createTopicRequest) (response, error) {
@@ -335,7 +377,9 @@ func (s *service) listTopics(context.Context, *listTopicsRequest) (response, err
 // the answer even if another is not and the answer is a refusal.
 func (s *service) topicMetadata(ctx context.Context, req *metadataRequest) (response, error) {
 	resp := &metadataResponse{Topics: []topicMetadata{}}
-	names := req.Topics
+	names := slices.Clone(req.Topics)
+	slices.Sort(names)
+	names = slices.Compact(names)
 	all := len(names) == 0
 	if all {
 		names = s.topics.names()

@@ -13,13 +13,19 @@ import (
 // NewMemoryStorage returns a [Storage] that keeps everything in memory. Given to one
 // broker after another with [WithStorage], it outlives them.
 func NewMemoryStorage() Storage {
-	return &memoryStorage{topics: make(map[string]StoredTopic), logs: make(map[TopicPartition]*memoryLog)}
+	return &memoryStorage{topics: make(map[string]StoredTopic), logs: make(map[memoryKey]*memoryLog)}
 }
 
 type memoryStorage struct {
 	mu     sync.Mutex // guards the following
 	topics map[string]StoredTopic
-	logs   map[TopicPartition]*memoryLog
+	logs   map[memoryKey]*memoryLog
+}
+
+// memoryKey names a log; id is the topic's.
+type memoryKey struct {
+	id        string
+	partition int32
 }
 
 func (s *memoryStorage) Topics(context.Context) ([]StoredTopic, error) {
@@ -39,15 +45,16 @@ func (s *memoryStorage) PutTopic(_ context.Context, t StoredTopic) error {
 func (s *memoryStorage) DeleteTopic(_ context.Context, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	id := s.topics[name].ID
 	delete(s.topics, name)
-	maps.DeleteFunc(s.logs, func(tp TopicPartition, _ *memoryLog) bool { return tp.Topic == name })
+	maps.DeleteFunc(s.logs, func(key memoryKey, _ *memoryLog) bool { return key.id == id })
 	return nil
 }
 
 func (s *memoryStorage) OpenPartition(_ context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := TopicPartition{t.Name, partition}
+	key := memoryKey{t.ID, partition}
 	l := s.logs[key]
 	if l == nil {
 		l = &memoryLog{}
@@ -88,7 +95,8 @@ type memorySegment struct {
 	buf     []byte
 	index   []memoryIndex // of batches, in order, memoryIndexBytes apart or more
 	maxTime int64         // of its records
-	latest  int64         // append time of its last batch
+	first   int64         // append time of its first batch
+	latest  int64         // and of its last
 }
 
 type memoryIndex struct {
@@ -147,12 +155,15 @@ func (l *memoryLog) storeLocked(b batch, now int64) {
 	if n := len(l.segments); n > 0 {
 		s = l.segments[n-1]
 	}
-	if s == nil || len(s.buf)+len(b) > cap(s.buf) {
+	// A segment goes as a whole, when its last batch is too old: it must not take in
+	// batches of all ages.
+	aged := s != nil && l.config.RetentionAge > 0 && now-s.first > (l.config.RetentionAge/4).Milliseconds()
+	if s == nil || aged || len(s.buf)+len(b) > cap(s.buf) {
 		// Segments begin small and double, so that a partition of few messages
 		// costs little.
 		size := minMemorySegment
 		if s != nil {
-			size = 2 * cap(s.buf)
+			size = max(size, 2*len(s.buf))
 		}
 		size = min(size, maxMemorySegment, int(l.config.SegmentBytes))
 		if r := l.config.RetentionBytes; r > 0 {
@@ -160,7 +171,7 @@ func (l *memoryLog) storeLocked(b batch, now int64) {
 			size = min(size, max(minMemorySegment, int(min(r/4, maxMemorySegment))))
 		}
 		size = max(size, len(b))
-		s = &memorySegment{base: b.baseOffset(), buf: make([]byte, 0, size), maxTime: b.maxTime()}
+		s = &memorySegment{base: b.baseOffset(), buf: make([]byte, 0, size), maxTime: b.maxTime(), first: now}
 		l.segments = append(l.segments, s)
 	}
 	if n := len(s.index); n == 0 || len(s.buf)-s.index[n-1].pos >= memoryIndexBytes {

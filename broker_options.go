@@ -64,7 +64,7 @@ func WithAutoCreateTopics(partitions int32) BrokerOption {
 // WithRetention sets how long messages are kept, and how many bytes of each
 // partition, where a topic's configuration does not say (default 168h and 0, which
 // is no limit; a duration of 0 keeps them for ever). Whole segments are removed,
-// never the one that is being written.
+// so that a quarter of the age, or a segment's bytes, may stay longer.
 func WithRetention(age time.Duration, bytes int64) BrokerOption {
 	return brokerOption(func(c *brokerConfig) { c.retentionAge, c.retentionBytes = age, bytes })
 }

@@ -18,7 +18,8 @@ type Storage interface {
 	PutTopic(ctx context.Context, t StoredTopic) error
 	// DeleteTopic removes a topic and its records. Its partitions are closed.
 	DeleteTopic(ctx context.Context, name string) error
-	// OpenPartition returns the log of one partition, empty if it has none yet.
+	// OpenPartition returns the log of one partition, empty if the topic of this
+	// ID has none yet: another of the same name is another topic.
 	// The log calls advanced after its high-water mark has risen, from any
 	// goroutine; advanced does not block.
 	OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error)

@@ -217,7 +217,17 @@ func (s *topicSet) remove(ctx context.Context, name string) error {
 		for _, p := range t.partitions {
 			err = errors.Join(err, p.close())
 		}
-		return errors.Join(err, s.storage.DeleteTopic(ctx, name))
+		deleted := s.storage.DeleteTopic(ctx, name)
+		if deleted == nil {
+			return err
+		}
+		// Everything is still there, and has to be found again.
+		back, failed := s.open(ctx, t.stored, nil)
+		if failed == nil {
+			back.turn = t.turn
+			failed = s.publish(back, nil)
+		}
+		return errors.Join(deleted, failed)
 	})
 }
 

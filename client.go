@@ -3,11 +3,18 @@ package robust
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
+
+// closeTimeout bounds every Close that waits for something; Shutdown waits as long
+// as its context.
+const closeTimeout = 30 * time.Second
 
 // Client is one pool of connections, one metadata cache and one set of metrics, and
 // what producers, consumers and admin handles are derived from. It is safe for
@@ -77,7 +84,7 @@ func (c *Client) Status() Status {
 // none can be reached.
 func (c *Client) Ping(ctx context.Context) error {
 	ask := func() error {
-		return c.round(ctx, route{repeatable: true}, c.cfg.requestTimeout, &clusterInfoRequest{}, &clusterInfoResponse{})
+		return c.round(ctx, route{repeatable: true}, c.patience(), &clusterInfoRequest{}, &clusterInfoResponse{})
 	}
 	err := ask()
 	if err != nil && connectionFault(err) && !unsent(err) && ctx.Err() == nil {
@@ -154,14 +161,14 @@ type route struct {
 
 // round sends a request to one broker after the other until one answers, and
 // decodes the answer into resp. A request that may have been carried out goes to
-// the next one only if it is repeatable. No single wait exceeds limit.
-func (c *Client) round(ctx context.Context, r route, limit time.Duration, req request, resp response) error {
+// the next one only if it is repeatable. No single wait is longer than w says.
+func (c *Client) round(ctx context.Context, r route, w patience, req request, resp response) error {
 	var buf [4]string
 	addrs := c.candidates(buf[:0], r)
 	var last error
 	reached := false
 	for _, addr := range addrs {
-		err := c.once(ctx, r, addr, len(addrs) > 1, limit, req, resp)
+		err := c.once(ctx, r, addr, len(addrs) > 1, w, req, resp)
 		if err == nil || !connectionFault(err) {
 			return err
 		}
@@ -205,12 +212,12 @@ func (c *Client) candidates(dst []string, r route) []string {
 }
 
 // once sends a request to one broker.
-func (c *Client) once(ctx context.Context, r route, addr string, others bool, limit time.Duration, req request, resp response) error {
-	patience := limit
+func (c *Client) once(ctx context.Context, r route, addr string, others bool, w patience, req request, resp response) error {
+	limit := w.limit
 	if others {
-		patience = min(patience, brokerPatience)
+		w.limit = min(w.limit, brokerPatience)
 	}
-	conn, err := c.pool.get(ctx, addr, r.held, others, patience)
+	conn, err := c.pool.get(ctx, addr, r.held, others, w)
 	if err != nil {
 		return err
 	}
@@ -235,6 +242,7 @@ var faultBackoff = backoff{base: 50 * time.Millisecond, limit: 500 * time.Millis
 type retryPolicy struct {
 	what     func() string // for errors: "send to demo/3"
 	topic    string        // whose metadata is forgotten when it proves wrong
+	once     bool          // not again if it may have been carried out
 	refusals int           // tries after an answer that may get better
 	faults   int           // tries after a connection fault; -1: until the deadline
 	backoff  backoff       // after refusals
@@ -252,12 +260,21 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 		if !p.deadline.IsZero() {
 			left = time.Until(p.deadline)
 		}
+		if left <= 0 {
+			return &waitError{what: p.what(), state: c.pool.state().String(), end: context.DeadlineExceeded}
+		}
 		err := try(left)
-		if err == nil || ctx.Err() != nil || !retriable(err) {
+		if err == nil {
+			return nil
+		}
+		if outdated(err) {
+			c.metadata.forget(p.topic)
+		}
+		if ctx.Err() != nil || !retriable(err) {
 			return c.waitFailed(ctx, p.what, err)
 		}
-		if p.topic != "" && !connectionFault(err) {
-			c.metadata.forget(p.topic)
+		if p.once && connectionFault(err) && !unsent(err) {
+			return err // Saying that its fate is unknown beats doing it twice.
 		}
 		wait, ok := tries.after(err, &p)
 		if !ok {
@@ -305,44 +322,78 @@ func (c *Client) waitFailed(ctx context.Context, what func() string, err error) 
 	return e
 }
 
+// patience is that of requests which nothing else bounds.
+func (c *Client) patience() patience { return patience{limit: c.cfg.requestTimeout} }
+
 // ask sends a request that is not a message: it is tried again a few times if that
 // can do no harm.
 func (c *Client) ask(ctx context.Context, r route, req request, resp response) error {
 	p := retryPolicy{
-		what: req.kind().String, topic: r.topic, refusals: 3, faults: 3,
+		what: req.kind().String, topic: r.topic, once: !r.repeatable, refusals: 3, faults: 3,
 		backoff: backoff{100 * time.Millisecond, time.Second},
 	}
 	if c.ctx.Err() != nil {
 		return ErrClosed
 	}
-	var final error
-	err := c.retry(ctx, p, func(left time.Duration) error {
-		err := c.round(ctx, r, min(left, c.cfg.requestTimeout), req, resp)
-		if err != nil && !r.repeatable && connectionFault(err) && !unsent(err) {
-			// It may have been carried out: saying so beats doing it twice.
-			final = err
-			return nil
-		}
-		return err
+	return c.retry(ctx, p, func(time.Duration) error {
+		return c.round(ctx, r, c.patience(), req, resp)
 	})
-	if final != nil {
-		return final
-	}
-	return err
 }
 
 // fetchMetadata asks for one topic, and for the cluster's nodes to understand the
 // answer.
 func (c *Client) fetchMetadata(ctx context.Context, topic string, create bool) (*topicEntry, error) {
-	limit := c.cfg.requestTimeout
 	var resp metadataResponse
 	req := &metadataRequest{Topics: []string{topic}, AutoCreate: create}
-	if err := c.round(ctx, route{repeatable: true}, limit, req, &resp); err != nil {
+	if err := c.round(ctx, route{repeatable: true}, c.patience(), req, &resp); err != nil {
 		return nil, err
 	}
 	var info clusterInfoResponse
-	if err := c.round(ctx, route{repeatable: true}, limit, &clusterInfoRequest{}, &info); err != nil && connectionFault(err) {
+	if err := c.round(ctx, route{repeatable: true}, c.patience(), &clusterInfoRequest{}, &info); err != nil && connectionFault(err) {
 		return nil, err
 	}
 	return newTopicEntry(topic, &resp, info.Nodes)
+}
+
+// listOffsets asks for some partitions of a topic, or for all. Each is asked of its
+// leader, as far as that is known.
+func (c *Client) listOffsets(ctx context.Context, topic string, partitions []int32, timestamp int64) (map[int32]int64, error) {
+	if len(partitions) == 0 {
+		entry, err := c.metadata.topic(ctx, topic, false, c.patience())
+		if err != nil {
+			return nil, c.waitFailed(ctx, requestListOffsets.String, err)
+		}
+		for p := range entry.partitions {
+			partitions = append(partitions, p)
+		}
+	}
+	byLeader := make(map[string][]int32)
+	for _, p := range partitions {
+		addr := c.metadata.leaderAddr(topic, p)
+		byLeader[addr] = append(byLeader[addr], p)
+	}
+	offsets := make(map[int32]int64, len(partitions))
+	for _, addr := range slices.Sorted(maps.Keys(byLeader)) {
+		asked := byLeader[addr]
+		r := route{topic: topic, partition: asked[0], repeatable: true, feature: featureListOffsets}
+		var resp listOffsetsResponse
+		if err := c.ask(ctx, r, &listOffsetsRequest{Topic: topic, Partitions: asked, Timestamp: timestamp}, &resp); err != nil {
+			return nil, err
+		}
+		for _, o := range resp.Offsets {
+			offsets[o.Partition] = o.Offset
+		}
+	}
+	for _, p := range partitions {
+		if offset, ok := offsets[p]; !ok || offset < 0 {
+			return nil, fmt.Errorf("%w: ListOffsets: no offset of %s/%d in the answer", ErrMalformed, topic, p)
+		}
+	}
+	return offsets, nil
+}
+
+// listOffset is listOffsets for one partition.
+func (c *Client) listOffset(ctx context.Context, topic string, partition int32, timestamp int64) (int64, error) {
+	offsets, err := c.listOffsets(ctx, topic, []int32{partition}, timestamp)
+	return offsets[partition], err
 }

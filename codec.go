@@ -103,6 +103,28 @@ func appendPayload(dst []byte, v any) ([]byte, error) {
 	}
 }
 
+// messageWireSize is at least what a message takes in a v1 fetch.
+func messageWireSize(m *Message) int {
+	const fields = 200
+	n := fields + 2*len(m.Topic) + stringWireSize(m.ID) +
+		base64.StdEncoding.EncodedLen(len(m.Key)) + base64.StdEncoding.EncodedLen(len(m.Value))
+	for k, v := range m.Headers {
+		n += stringWireSize(k) + stringWireSize(v) + len(`"":"",`)
+	}
+	return n
+}
+
+// stringWireSize is at least what a string takes in JSON: up to six bytes for one.
+func stringWireSize(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			n += 5
+		}
+	}
+	return n
+}
+
 // payloadSize estimates how long a request's payload will be, so that its buffer need
 // not grow.
 func payloadSize(v any) int {

@@ -27,7 +27,8 @@ const (
 	// the protocol is tried.
 	helloTimeout = 2 * time.Second
 	// maxAbandoned is how many answers may be missing, to calls that nobody waits
-	// for any more, before the connection is given up.
+	// for any more, before a connection on which nothing has come for pingTimeout
+	// is given up.
 	maxAbandoned = 1024
 	// maxQueuedBytes is how much may wait to be written before callers wait.
 	maxQueuedBytes = 4 << 20
@@ -35,10 +36,11 @@ const (
 
 // Causes of a connection's end that nothing else names.
 var (
-	errNoAnswer  = errors.New("no answer in time")
-	errSilent    = errors.New("broker is silent")
-	errAbandoned = errors.New("a call was given up before its answer came")
-	errForgotten = errors.New("too many requests were never answered")
+	errNoAnswer   = errors.New("no answer in time")
+	errNotWritten = errors.New("the broker does not read what was sent before")
+	errSilent     = errors.New("broker is silent")
+	errAbandoned  = errors.New("a call was given up before its answer came")
+	errForgotten  = errors.New("too many requests were never answered")
 )
 
 // call is one request under way.
@@ -99,9 +101,10 @@ type transport struct {
 type helloResult int
 
 const (
-	helloAnswered helloResult = iota
-	helloRefused              // an answer, but no
-	helloFailed               // no answer that could be read
+	helloAnswered   helloResult = iota
+	helloRefused                // an answer, but no
+	helloFailed                 // no answer that could be read
+	helloTurnedAway             // the broker does not serve this connection
 )
 
 // connect opens a connection and finds out what the broker speaks, beginning with
@@ -125,17 +128,23 @@ func (t *transport) connect(ctx context.Context, addr string, guess Protocol) (*
 	default:
 	}
 	if guess == ProtocolV0 {
-		if c, result, err := t.try(ctx, addr, ProtocolV0, helloTimeout); result == helloAnswered {
-			return c, c.form, err
-		} else if c != nil {
-			_ = c.nc.Close() // The hello's failure is what counts.
+		c, result, err := t.try(ctx, addr, ProtocolV0, helloTimeout)
+		switch {
+		case result == helloAnswered:
+			return c, c.form, nil
+		case c == nil:
+			return nil, guess, err
+		}
+		_ = c.nc.Close() // The hello's failure is what counts.
+		if result == helloTurnedAway {
+			return nil, guess, err
 		}
 	}
 	first, firstResult, firstErr := t.try(ctx, addr, ProtocolAuto, helloTimeout)
 	if firstResult == helloAnswered {
 		return first, first.form, nil
 	}
-	if first == nil || ctx.Err() != nil {
+	if first == nil || firstResult == helloTurnedAway || ctx.Err() != nil {
 		if first != nil {
 			_ = first.nc.Close() // As above.
 		}
@@ -236,7 +245,7 @@ func (c *conn) hello(form Protocol) (helloResult, error) {
 	}
 	if len(resp.id) == 0 {
 		// A broker that cannot serve the connection at all says so without ID.
-		return fail(c.refusalOf(requestClusterInfo, &resp, ""))
+		return helloTurnedAway, &ConnError{Addr: c.addr, Op: "hello", Err: c.refusalOf(requestClusterInfo, &resp, ""), unsent: true}
 	}
 	if !resp.success {
 		return helloRefused, nil
@@ -335,14 +344,12 @@ func (c *conn) sequenceOf(id []byte) (uint64, bool) {
 // answer. A request that is too large for the broker fails here. begin waits only
 // while more is queued than the network takes.
 func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*call, error) {
-	for room := c.out.room(maxQueuedBytes); room != nil; room = c.out.room(maxQueuedBytes) {
-		select {
-		case <-room:
-		case <-c.done:
-			return nil, c.closedError(true)
-		case <-ctx.Done():
-			return nil, endOf(ctx)
-		}
+	if ctx.Err() != nil {
+		return nil, endOf(ctx)
+	}
+	deadline := time.Now().Add(timeout)
+	if err := c.awaitRoom(ctx, timeout); err != nil {
+		return nil, err
 	}
 	sequence := c.sequence.Add(1)
 	const envelope = 96
@@ -357,7 +364,7 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 	if len(frame) > c.maxFrame {
 		return nil, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, req.kind(), len(frame), c.maxFrame)
 	}
-	k := &call{kind: req.kind(), sequence: sequence, deadline: time.Now().Add(timeout), done: make(chan struct{}, 1)}
+	k := &call{kind: req.kind(), sequence: sequence, deadline: deadline, done: make(chan struct{}, 1)}
 	first, err := c.register(ctx, k)
 	if err != nil {
 		return nil, err
@@ -374,6 +381,28 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 		c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
 	}
 	return k, nil
+}
+
+// awaitRoom waits while more is queued than the network takes.
+func (c *conn) awaitRoom(ctx context.Context, timeout time.Duration) error {
+	room := c.out.room(maxQueuedBytes)
+	if room == nil {
+		return nil
+	}
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	for ; room != nil; room = c.out.room(maxQueuedBytes) {
+		select {
+		case <-room:
+		case <-t.C:
+			return &ConnError{Addr: c.addr, Op: "write", Err: errNotWritten, unsent: true}
+		case <-c.done:
+			return c.closedError(true)
+		case <-ctx.Done():
+			return endOf(ctx)
+		}
+	}
+	return nil
 }
 
 // writesAtOnce tells whether a small write to an idle connection returns at once.
@@ -478,7 +507,8 @@ func (c *conn) abandon(k *call) {
 		k.abandoned = true
 		c.abandoned++
 	}
-	many := c.abandoned > maxAbandoned
+	silent := time.Since(c.born)-time.Duration(c.lastRead.Load()) >= pingTimeout
+	many := c.abandoned > maxAbandoned && silent
 	c.mu.Unlock()
 	switch {
 	case c.form == ProtocolV0:
@@ -509,6 +539,9 @@ func (c *conn) readLoop() {
 			return
 		}
 		c.deliver(&resp)
+		if cap(resp.scratch) > keepScratch {
+			resp.scratch = nil
+		}
 	}
 }
 
@@ -563,7 +596,11 @@ func (c *conn) check() {
 			next = k.deadline
 		}
 	}
+	// A large frame that is still being taken is a sign of life as well.
 	last := c.born.Add(time.Duration(c.lastRead.Load()))
+	if written := c.out.lastProgress(); written.After(last) {
+		last = written
+	}
 	silence := now.Sub(last)
 	waits := c.form == ProtocolV0 && len(c.inflight) > 0
 	lockStepFailed := waits && c.abandoned > 0

@@ -120,6 +120,9 @@ func (p *PartitionConsumer) All(ctx context.Context) iter.Seq2[*Message, error] 
 // receive returns the next message for a loop: from the channel, if that is in use,
 // because what is in it comes first.
 func (p *PartitionConsumer) receive(ctx context.Context) (*Message, error) {
+	if ctx.Err() != nil {
+		return nil, endOf(ctx)
+	}
 	p.mu.Lock()
 	pumping := p.pumping
 	p.mu.Unlock()
@@ -298,21 +301,28 @@ func (p *PartitionConsumer) report(err error) {
 	}
 	p.client.warn.warn(kind, fmt.Sprint(ce.Topic, "/", ce.Partition),
 		"topic", ce.Topic, "partition", ce.Partition, "offset", ce.Offset, "error", trimPrefix(ce.Err))
+	if dropped := p.notify(ce); dropped != nil {
+		p.client.metrics.Consumer.recordDroppedError()
+		p.client.cfg.logger.Debug("robust: a notice was dropped, nobody reads Errors", "error", dropped)
+	}
+}
+
+// notify puts a notice into the channel, and returns the one that had to make room.
+func (p *PartitionConsumer) notify(notice error) (dropped error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.silent {
 		select {
-		case p.errors <- ce:
-			return
+		case p.errors <- notice:
+			return dropped
 		default:
 		}
 		select {
-		case dropped := <-p.errors:
-			p.client.metrics.Consumer.recordDroppedError()
-			p.client.cfg.logger.Debug("robust: a notice was dropped, nobody reads Errors", "error", dropped)
+		case dropped = <-p.errors:
 		default:
 		}
 	}
+	return dropped
 }
 
 // Offset returns the offset of the next message that Messages or All will deliver.
@@ -363,6 +373,10 @@ func (p *PartitionConsumer) seek(ctx context.Context, s start) error {
 		p.mu.Unlock()
 		return ErrClosed
 	}
+	if err := p.fetch.ended(); err != nil {
+		p.mu.Unlock()
+		return err
+	}
 	e := p.fetch.seek(s)
 	p.epoch, p.batch, p.next, p.sentOf = e, nil, offsetNone, 0
 	pumping := p.pumping
@@ -386,8 +400,9 @@ func (p *PartitionConsumer) seek(ctx context.Context, s start) error {
 	return nil
 }
 
-// Pause stops delivery until Resume; what is in the Messages channel can still be
-// read. It may be called more than once.
+// Pause stops delivery until Resume. What is in the Messages channel, and the message
+// that waits to get in when it is full, can still be read. It may be called more than
+// once.
 func (p *PartitionConsumer) Pause() { p.fetch.pause() }
 
 // Resume ends a Pause.

@@ -39,6 +39,8 @@ var (
 	// ErrNotLeader: the broker does not serve this partition; metadata names the
 	// one that does.
 	ErrNotLeader = errors.New("robust: not the leader of the partition")
+	// ErrUnavailable: the broker is shutting down.
+	ErrUnavailable = errors.New("robust: broker is shutting down")
 	// ErrOverloaded: the broker is at one of its limits; later may be better.
 	ErrOverloaded = errors.New("robust: broker overloaded")
 	// ErrGroupNotFound: no consumer group has this ID.
@@ -54,7 +56,12 @@ var (
 // errorCode is the stable word for a condition on the wire (error_code).
 type errorCode string
 
-const codeInternal errorCode = "INTERNAL"
+const (
+	codeInternal errorCode = "INTERNAL"
+	// codeClosed is what a broker's own ErrClosed travels as; for a client that is
+	// ErrUnavailable, since its own ErrClosed means something else.
+	codeClosed errorCode = "CLOSED"
+)
 
 // errorCodes pairs each condition that a broker can answer with its code and
 // with the phrases by which brokers without codes are understood. The order
@@ -78,7 +85,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},
-	{ErrClosed, "CLOSED", []string{"shutting down"}},
+	{ErrUnavailable, codeClosed, []string{"shutting down"}},
 	{ErrInvalidRequest, "INVALID_REQUEST", nil},
 }
 
@@ -88,6 +95,9 @@ func codeOf(err error) errorCode {
 		if errors.Is(err, errorCodes[i].err) {
 			return errorCodes[i].code
 		}
+	}
+	if errors.Is(err, ErrClosed) {
+		return codeClosed
 	}
 	return codeInternal
 }
@@ -302,6 +312,9 @@ func retriable(err error) bool {
 	// The caller gave up or the handle is closed: nobody wants the answer.
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded) && !connectionFault(err), errors.Is(err, ErrInvalidConfig):
 		return false
+	// A frame that is too long for us will be so the next time.
+	case errors.Is(err, ErrMessageTooLarge):
+		return false
 	// A broken connection says nothing about the request.
 	case connectionFault(err):
 		return true
@@ -321,7 +334,7 @@ func retriable(err error) bool {
 	case errors.Is(be, ErrOverloaded):
 		return true
 	// A broker that shuts down will be replaced or come back.
-	case errors.Is(be, ErrClosed):
+	case errors.Is(be, ErrUnavailable):
 		return true
 	// Every other known condition is about the request itself.
 	case be.condition != nil:
@@ -333,9 +346,15 @@ func retriable(err error) bool {
 	}
 }
 
+// outdated tells whether err shows that what is known of a topic's partitions is out
+// of date.
+func outdated(err error) bool {
+	return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrTopicNotFound) || errors.Is(err, ErrPartitionNotFound)
+}
+
 // refusalMayPass is what a broker says of its own refusals: whether the same
 // request may succeed later.
 func refusalMayPass(err error) bool {
-	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNotLeader) || errors.Is(err, ErrClosed) ||
-		codeOf(err) == codeInternal
+	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNotLeader) ||
+		codeOf(err) == codeClosed || codeOf(err) == codeInternal
 }

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
-	"slices"
 	"sync"
 	"time"
 )
@@ -44,6 +42,7 @@ type fetcher struct {
 type epoch struct {
 	start  start           // guarded by fetcher.mu
 	origin int64           // where it began once that is known, else negative; likewise
+	lost   int64           // the position that is not in the log, until there is a new one; likewise
 	ctx    context.Context //nolint:containedctx // ends with the epoch
 	end    context.CancelFunc
 	// drained is closed when nothing of earlier epochs can be delivered any more.
@@ -92,7 +91,7 @@ func (f *fetcher) setEpochLocked(s start) *epoch {
 	if !s.time.IsZero() {
 		s.offset = OffsetOldest // Negative: to be looked up.
 	}
-	e := &epoch{start: s, origin: s.offset, drained: make(chan struct{})}
+	e := &epoch{start: s, origin: s.offset, lost: offsetNone, drained: make(chan struct{})}
 	e.ctx, e.end = context.WithCancel(f.ctx)
 	f.epoch = e
 	f.position = s.offset
@@ -199,7 +198,8 @@ func (f *fetcher) fetchLoop() error {
 		}
 		e := f.currentEpoch()
 		messages, err := f.fetch(e)
-		moved := e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange)
+		oor := (*OutOfRangeError)(nil)
+		moved := e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange) && !errors.As(err, &oor)
 		if moved {
 			err = f.goBack(e)
 		}
@@ -218,7 +218,7 @@ func (f *fetcher) fetchLoop() error {
 		case retriable(err):
 			failures++
 			f.setState(stateRetrying, err)
-			if !connectionFault(err) {
+			if outdated(err) {
 				f.client.metadata.forget(f.topic)
 			}
 			f.report(f.wrap(err))
@@ -254,7 +254,7 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 	}
 	f.setState(stateFetching, nil)
 	// Metadata only tells which broker to ask; the fetch itself brings any error.
-	_, _ = f.client.metadata.topic(e.ctx, f.topic, false, f.cfg.requestTimeout)
+	_, _ = f.client.metadata.topic(e.ctx, f.topic, false, f.client.patience())
 	req := &fetchRequest{
 		Topic: f.topic, Partition: f.partition, Offset: position,
 		MaxBytes: f.cfg.fetchMaxBytes, MaxMessages: f.cfg.fetchMaxMessages,
@@ -263,7 +263,7 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 	r := route{topic: f.topic, partition: f.partition, held: true, hold: f.cfg.fetchMaxWait, repeatable: true}
 	resp := newFetchResponse()
 	began := time.Now()
-	if err := f.client.round(e.ctx, r, f.cfg.requestTimeout, req, resp); err != nil {
+	if err := f.client.round(e.ctx, r, f.client.patience(), req, resp); err != nil {
 		return nil, err
 	}
 	f.client.metrics.Consumer.RecordFetch()
@@ -336,12 +336,25 @@ func (f *fetcher) locate(e *epoch) (int64, error) {
 		return 0, err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	lost := offsetNone
 	if f.epoch == e {
 		f.position = position
 		if e.origin < 0 {
 			e.origin = position
 		}
+		lost, e.lost = e.lost, offsetNone
+	}
+	f.mu.Unlock()
+	switch {
+	case lost < 0:
+	case lost == position:
+		// Without ListOffsets the start of the log is a guess; it was wrong.
+		return 0, &OutOfRangeError{From: lost, To: -1}
+	default:
+		f.report(&ConsumerError{
+			Topic: f.topic, Partition: f.partition, Offset: position,
+			Err: &OutOfRangeError{From: lost, To: position},
+		})
 	}
 	return position, nil
 }
@@ -367,7 +380,7 @@ func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
 		req := &fetchRequest{Topic: f.topic, Partition: f.partition, Offset: at, MaxBytes: 1, MaxMessages: 1}
 		resp := newFetchResponse()
 		r := route{topic: f.topic, partition: f.partition, held: true, repeatable: true}
-		err := f.client.round(ctx, r, f.cfg.requestTimeout, req, resp)
+		err := f.client.round(ctx, r, f.client.patience(), req, resp)
 		switch {
 		case errors.Is(err, ErrOffsetOutOfRange):
 			high = at
@@ -386,36 +399,22 @@ func (f *fetcher) probe(ctx context.Context, at int64) (int64, error) {
 	return low, nil
 }
 
-// goBack moves a position that is not in the log, as WithOutOfRange says. If the new
-// one cannot be looked up now, the next fetch begins with that.
+// goBack gives up a position that is not in the log, as WithOutOfRange says; locate
+// finds the new one and reports both.
 func (f *fetcher) goBack(e *epoch) error {
 	f.mu.Lock()
-	from := f.position
-	f.mu.Unlock()
+	defer f.mu.Unlock()
 	if f.cfg.outOfRange == OutOfRangeFail {
-		return &OutOfRangeError{From: from, To: -1}
+		return &OutOfRangeError{From: f.position, To: -1}
 	}
-	f.mu.Lock()
 	if f.epoch == e {
+		e.lost = f.position
 		f.position = OffsetOldest
 		if f.cfg.outOfRange == OutOfRangeNewest {
 			f.position = OffsetNewest
 		}
 		e.start = start{offset: f.position}
 	}
-	f.mu.Unlock()
-	to, err := f.locate(e)
-	if e.ctx.Err() != nil {
-		return nil //nolint:nilerr // closed, or a seek: err is its echo
-	}
-	if err != nil {
-		return err
-	}
-	if to == from {
-		// Without ListOffsets the start of the log is a guess; it was wrong.
-		return &OutOfRangeError{From: from, To: -1}
-	}
-	f.report(&ConsumerError{Topic: f.topic, Partition: f.partition, Offset: to, Err: &OutOfRangeError{From: from, To: to}})
 	return nil
 }
 
@@ -458,47 +457,4 @@ func (f *fetcher) status() Status {
 	case stateEnded:
 	}
 	return Status{Text: fmt.Sprintf("%s: ended: %s", name, trimPrefix(failure))}
-}
-
-// listOffsets asks for some partitions of a topic, or for all. Each is asked of its
-// leader, as far as that is known.
-func (c *Client) listOffsets(ctx context.Context, topic string, partitions []int32, timestamp int64) (map[int32]int64, error) {
-	if len(partitions) == 0 {
-		entry, err := c.metadata.topic(ctx, topic, false, c.cfg.requestTimeout)
-		if err != nil {
-			return nil, c.waitFailed(ctx, requestListOffsets.String, err)
-		}
-		for p := range entry.partitions {
-			partitions = append(partitions, p)
-		}
-	}
-	byLeader := make(map[string][]int32)
-	for _, p := range partitions {
-		addr := c.metadata.leaderAddr(topic, p)
-		byLeader[addr] = append(byLeader[addr], p)
-	}
-	offsets := make(map[int32]int64, len(partitions))
-	for _, addr := range slices.Sorted(maps.Keys(byLeader)) {
-		asked := byLeader[addr]
-		r := route{topic: topic, partition: asked[0], repeatable: true, feature: featureListOffsets}
-		var resp listOffsetsResponse
-		if err := c.ask(ctx, r, &listOffsetsRequest{Topic: topic, Partitions: asked, Timestamp: timestamp}, &resp); err != nil {
-			return nil, err
-		}
-		for _, o := range resp.Offsets {
-			offsets[o.Partition] = o.Offset
-		}
-	}
-	for _, p := range partitions {
-		if offset, ok := offsets[p]; !ok || offset < 0 {
-			return nil, fmt.Errorf("%w: ListOffsets: no offset of %s/%d in the answer", ErrMalformed, topic, p)
-		}
-	}
-	return offsets, nil
-}
-
-// listOffset is listOffsets for one partition.
-func (c *Client) listOffset(ctx context.Context, topic string, partition int32, timestamp int64) (int64, error) {
-	offsets, err := c.listOffsets(ctx, topic, []int32{partition}, timestamp)
-	return offsets[partition], err
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +15,12 @@ import (
 const (
 	minReadBuffer  = 4 << 10
 	maxReadBuffer  = 256 << 10 // grows beyond only for a larger frame
-	keepWriteSpare = 16 << 10
+	keepWriteSpare = 32 << 10
+	// keepScratch is the size up to which a connection keeps a buffer that it
+	// decodes or encodes with.
+	keepScratch = 64 << 10
+	// writeChunk is what is written at a time, so that progress can be seen.
+	writeChunk = 64 << 10
 	// inlineWrite is what fits into the buffer of a connection that has nothing
 	// else in it, so that writing it cannot block.
 	inlineWrite = 16 << 10
@@ -183,9 +189,11 @@ func (f *frameReader) resize(n int) {
 // goroutine that writes for those who cannot wait.
 type frameWriter struct {
 	nc      net.Conn
-	timeout time.Duration // of one write; 0: none
+	timeout time.Duration // of one chunk; 0: none
 
 	wake chan struct{} // holds a token when run should look
+
+	progress atomic.Int64 // Unix nanoseconds; see lastProgress
 
 	mu      sync.Mutex    // guards the following; not held while writing
 	pending []byte        // queued frames
@@ -271,26 +279,38 @@ func (w *frameWriter) flush() error {
 		w.mu.Unlock()
 		err := w.write(buf)
 		w.mu.Lock()
-		if cap(buf) <= keepWriteSpare || len(buf) >= cap(buf)/4 {
-			w.spare = buf[:0]
-		}
+		w.spare = buf[:0]
 		if err != nil {
 			w.failLocked(err)
 		}
+	}
+	if cap(w.spare) > keepWriteSpare {
+		w.spare = nil
 	}
 	w.writing = false
 	return w.err
 }
 
+// write writes b, each chunk of it within the timeout.
 func (w *frameWriter) write(b []byte) error {
-	if w.timeout > 0 {
-		if err := w.nc.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
+	for {
+		chunk := b[:min(len(b), writeChunk)]
+		b = b[len(chunk):]
+		if w.timeout > 0 {
+			if err := w.nc.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
+				return err
+			}
+		}
+		if _, err := w.nc.Write(chunk); err != nil || len(b) == 0 {
 			return err
 		}
+		w.progress.Store(time.Now().UnixNano())
 	}
-	_, err := w.nc.Write(b)
-	return err
 }
+
+// lastProgress is when a part of more than one chunk was taken last. What fits one
+// says nothing of the peer: the system takes it.
+func (w *frameWriter) lastProgress() time.Time { return time.Unix(0, w.progress.Load()) }
 
 // failLocked ends the connection, so that its reader notices.
 func (w *frameWriter) failLocked(err error) {

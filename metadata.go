@@ -56,9 +56,9 @@ func newMetadataCache(ctx context.Context, maxAge time.Duration) *metadataCache 
 }
 
 // topic returns what is known of a topic, asking for it if need be and waiting for
-// the answer no longer than limit; create makes a broker that creates topics by
+// the answer no longer than w says; create makes a broker that creates topics by
 // itself create this one.
-func (m *metadataCache) topic(ctx context.Context, name string, create bool, limit time.Duration) (*topicEntry, error) {
+func (m *metadataCache) topic(ctx context.Context, name string, create bool, w patience) (*topicEntry, error) {
 	m.mu.Lock()
 	entry := m.topics[name]
 	if entry != nil && time.Since(entry.fetched) < m.maxAge {
@@ -73,11 +73,13 @@ func (m *metadataCache) topic(ctx context.Context, name string, create bool, lim
 	if err != nil {
 		return nil, err
 	}
-	t := time.NewTimer(limit)
+	t := time.NewTimer(w.limit)
 	defer t.Stop()
 	select {
 	case <-flight.done:
 		return flight.entry, flight.err
+	case <-w.stop:
+		return nil, ErrClosed
 	case <-t.C:
 		return nil, fmt.Errorf("%w: metadata of %q did not come in time", ErrNoBroker, name)
 	case <-ctx.Done():

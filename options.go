@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"strings"
 	"time"
 )
 
@@ -153,14 +154,30 @@ type limit struct {
 	want   string
 }
 
-// checkLimits returns an error that names the first option whose value is wrong.
+// checkLimits returns an error that names every option whose value is wrong.
 func checkLimits(rows []limit) error {
+	var wrong []string
 	for _, r := range rows {
 		if !r.ok {
-			return fmt.Errorf("%w: %s(%v): want %s", ErrInvalidConfig, r.option, r.got, r.want)
+			wrong = append(wrong, fmt.Sprintf("%s(%v): want %s", r.option, r.got, r.want))
 		}
 	}
+	if len(wrong) > 0 {
+		return fmt.Errorf("%w: %s", ErrInvalidConfig, strings.Join(wrong, "; "))
+	}
 	return nil
+}
+
+// maxDuration keeps sums of durations from overflowing.
+const maxDuration = 366 * 24 * time.Hour
+
+// wait is the limit of a duration that must be something, or may be nothing.
+func wait(option string, d, least time.Duration) limit {
+	want := "more than 0, at most 8784h"
+	if least == 0 {
+		want = "0 to 8784h"
+	}
+	return limit{option, d >= least && d <= maxDuration, d, want}
 }
 
 func (c *sharedConfig) limits() []limit {
@@ -176,22 +193,22 @@ func (c *config) validate() error {
 		{"WithBrokers", addressesValid(c.brokers), c.brokers, "addresses of the form host:port"},
 		{"WithClientID", c.clientID != "" && len(c.clientID) <= 249, c.clientID, "1 to 249 bytes"},
 		{"WithDialer", c.dial != nil, "nil", "a function"},
-		{"WithConnectionTimeout", c.connectionTimeout > 0, c.connectionTimeout, "more than 0"},
-		{"WithRequestTimeout", c.requestTimeout > 0, c.requestTimeout, "more than 0"},
+		wait("WithConnectionTimeout", c.connectionTimeout, 1),
+		wait("WithRequestTimeout", c.requestTimeout, 1),
 		{"WithMaxConnections", c.maxConnections > 0 && c.maxConnections <= 1000, c.maxConnections, "1 to 1000"},
 		{"WithProtocol", c.protocol <= ProtocolV0, c.protocol, "ProtocolAuto, ProtocolV1 or ProtocolV0"},
-		{"WithMetadataMaxAge", c.metadataMaxAge > 0, c.metadataMaxAge, "more than 0"},
+		wait("WithMetadataMaxAge", c.metadataMaxAge, 1),
 		{"WithRetries", c.retries >= 0, c.retries, "0 or more"},
-		{"WithRetryBackoff", c.retryBackoff >= 0, c.retryBackoff, "0 or more"},
-		{"WithDeliveryTimeout", c.deliveryTimeout > 0, c.deliveryTimeout, "more than 0"},
+		wait("WithRetryBackoff", c.retryBackoff, 0),
+		wait("WithDeliveryTimeout", c.deliveryTimeout, 1),
 		{"WithPartitioner", c.partitioner != nil, "nil", "a function"},
 		{"WithStartOffset", c.startOffset >= OffsetOldest, c.startOffset, "an offset, OffsetOldest or OffsetNewest"},
 		{"WithFetchMaxMessages", c.fetchMaxMessages > 0, c.fetchMaxMessages, "more than 0"},
 		{"WithFetchMinBytes", c.fetchMinBytes > 0, c.fetchMinBytes, "more than 0"},
 		{"WithFetchMaxBytes", c.fetchMaxBytes >= c.fetchMinBytes, c.fetchMaxBytes, "at least WithFetchMinBytes"},
 		{"WithFetchMaxBytes", c.fetchMaxBytes <= c.maxFrameBytes/2, c.fetchMaxBytes, "at most half of WithMaxFrameBytes"},
-		{"WithFetchMaxWait", c.fetchMaxWait >= 0, c.fetchMaxWait, "0 or more"},
-		{"WithPollInterval", c.pollInterval > 0, c.pollInterval, "more than 0"},
+		wait("WithFetchMaxWait", c.fetchMaxWait, 0),
+		wait("WithPollInterval", c.pollInterval, 1),
 		{"WithMessageBuffer", c.messageBuffer > 0 && c.messageBuffer <= 1<<20, c.messageBuffer, "1 to 1048576"},
 		{"WithOutOfRange", c.outOfRange <= OutOfRangeFail, c.outOfRange, "OutOfRangeOldest, OutOfRangeNewest or OutOfRangeFail"},
 	}...))
@@ -216,6 +233,15 @@ func (c *config) with(opts ...Option) (config, error) {
 		o.apply(&d)
 	}
 	return d, d.validate()
+}
+
+// asOptions widens a handle's options.
+func asOptions[O Option](opts []O) []Option {
+	all := make([]Option, len(opts))
+	for i, o := range opts {
+		all[i] = o
+	}
+	return all
 }
 
 // WithBrokers sets the addresses, host:port, of the brokers to begin with

@@ -77,9 +77,9 @@ func newPool(t transport, limit int, timeout time.Duration, m *ConnectionMetrics
 
 // get returns a connection to addr, for a request that the broker may hold or for
 // one that it answers at once; put gives it back. It waits for one to be opened,
-// but not longer than patience, and, if there are others to ask, not for a broker
+// but not longer than w says, and, if there are others to ask, not for a broker
 // whose last dial failed. The error is a *ConnError, ErrClosed or ctx's cause.
-func (p *pool) get(ctx context.Context, addr string, held, others bool, patience time.Duration) (*conn, error) {
+func (p *pool) get(ctx context.Context, addr string, held, others bool, w patience) (*conn, error) {
 	var timeout <-chan time.Time
 	for {
 		p.mu.Lock()
@@ -118,7 +118,7 @@ func (p *pool) get(ctx context.Context, addr string, held, others bool, patience
 		p.mu.Unlock()
 
 		if timeout == nil {
-			t := time.NewTimer(patience)
+			t := time.NewTimer(w.limit)
 			defer t.Stop()
 			timeout = t.C
 		}
@@ -134,6 +134,8 @@ func (p *pool) get(ctx context.Context, addr string, held, others bool, patience
 		case <-freed:
 		case <-timeout:
 			return nil, &ConnError{Addr: addr, Op: "dial", Err: errNotConnected, unsent: true}
+		case <-w.stop:
+			return nil, ErrClosed
 		case <-ctx.Done():
 			return nil, endOf(ctx)
 		}
@@ -255,7 +257,7 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 		b.lastErr = err
 		b.retryAt = time.Now().Add(p.backoff.before(b.failures))
 	} else {
-		b.failures, b.lastErr = 0, nil
+		b.failures, b.lastErr, b.retryAt = 0, nil, time.Time{}
 		b.guess = form
 		b.nodeID = c.peer.NodeID
 		b.conns = append(b.conns, c)
@@ -295,16 +297,23 @@ func (p *pool) closedConn(c *conn, cause error) {
 }
 
 // addrOfNode returns the address under which the broker with this ID was reached,
-// "" if it was not.
+// one to which there is a connection if possible; "" if it was not.
 func (p *pool) addrOfNode(id string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	best, connected := "", false
 	for addr, b := range p.brokers {
-		if b.nodeID == id && len(b.conns) > 0 {
-			return addr
+		if b.nodeID != id {
+			continue
+		}
+		// Always the same one of several, or a partition's messages could take
+		// two ways.
+		now := len(b.conns) > 0
+		if best == "" || now && !connected || now == connected && addr < best {
+			best, connected = addr, now
 		}
 	}
-	return ""
+	return best
 }
 
 // state says how things stand with the brokers, in the words of Status.

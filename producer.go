@@ -8,10 +8,6 @@ import (
 	"time"
 )
 
-// closeTimeout bounds every Close that waits for something; Shutdown waits as long
-// as its context.
-const closeTimeout = 30 * time.Second
-
 // SyncProducer sends messages and waits until a broker has stored them. It is safe
 // for concurrent use; concurrent sends share connections and writes.
 //
@@ -51,15 +47,6 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 		return nil, err
 	}
 	return p, nil
-}
-
-// asOptions widens a handle's options.
-func asOptions[O Option](opts []O) []Option {
-	all := make([]Option, len(opts))
-	for i, o := range opts {
-		all[i] = o
-	}
-	return all
 }
 
 // SendMessage sends m and returns where it was stored. It does not change m. See
@@ -115,22 +102,33 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 	}
 	var receipt Receipt
 	err = p.client.retry(ctx, policy, func(left time.Duration) error {
-		if err := p.route(ctx, m, req, left); err != nil {
-			return err
-		}
-		r := route{topic: req.Topic, partition: req.Partition, repeatable: true}
-		resp := newProduceResponse()
-		if err := p.client.round(ctx, r, left, req, resp); err != nil {
-			return err
-		}
 		var err error
-		receipt, err = receiptOf(req, resp)
+		receipt, err = p.try(ctx, m, req, left)
+		if m.Partition == PartitionAny && errors.Is(err, ErrPartitionNotFound) {
+			// The choice was made by what is out of date.
+			p.client.metadata.forget(m.Topic)
+			receipt, err = p.try(ctx, m, req, left)
+		}
 		return err
 	})
 	if err != nil {
 		return Receipt{}, err
 	}
 	return receipt, nil
+}
+
+// try chooses a partition and sends once.
+func (p *SyncProducer) try(ctx context.Context, m *Message, req *produceRequest, left time.Duration) (Receipt, error) {
+	w := patience{left, p.closing}
+	if err := p.route(ctx, m, req, w); err != nil {
+		return Receipt{}, err
+	}
+	r := route{topic: req.Topic, partition: req.Partition, repeatable: true}
+	resp := newProduceResponse()
+	if err := p.client.round(ctx, r, w, req, resp); err != nil {
+		return Receipt{}, err
+	}
+	return receiptOf(req, resp)
 }
 
 // newProduceResponse returns what an answer without a payload leaves as it is.
@@ -191,11 +189,12 @@ func (p *SyncProducer) request(m *Message, now time.Time) (*produceRequest, erro
 }
 
 // route sets req's partition from what is known of the topic.
-func (p *SyncProducer) route(ctx context.Context, m *Message, req *produceRequest, limit time.Duration) error {
+func (p *SyncProducer) route(ctx context.Context, m *Message, req *produceRequest, w patience) error {
+	req.Partition = PartitionAny
 	if m.Partition >= 0 {
 		req.Partition = m.Partition
 	}
-	entry, err := p.client.metadata.topic(ctx, m.Topic, true, limit)
+	entry, err := p.client.metadata.topic(ctx, m.Topic, true, w)
 	switch {
 	case errors.Is(err, ErrTopicNotFound):
 		// The broker may still create it when the message comes, and chooses the
@@ -216,7 +215,7 @@ func (p *SyncProducer) route(ctx context.Context, m *Message, req *produceReques
 
 // SendMessages sends ms, many at a time, and sets Partition, Offset and Timestamp of
 // each that was stored. If any was not, the error is [ProducerErrors], which holds
-// those and nothing else. The messages of a partition are sent in their order; one
+// those and nothing else; a closed producer takes none and returns [ErrClosed]. The messages of a partition are sent in their order; one
 // that a broker refuses and then takes when it is sent again is stored behind
 // later ones.
 func (p *SyncProducer) SendMessages(ctx context.Context, ms []*Message) error {
@@ -229,12 +228,13 @@ func (p *SyncProducer) SendMessages(ctx context.Context, ms []*Message) error {
 	// Enough to fill any pipe; what is in flight is memory at both ends.
 	const window = 1024
 	var failed ProducerErrors
-	line := pipeline{conns: make(map[string]*conn)}
+	line := pipeline{ways: make(map[TopicPartition]*conn), conns: make(map[string]*conn)}
 	states := make([]pipelined, len(ms))
 	settle := func(s *pipelined) {
 		if e := p.settleInto(ctx, &line, s, start); e != nil {
 			failed = append(failed, e)
 		}
+		*s = pipelined{} // What it holds is not needed any more.
 	}
 	for i, m := range ms {
 		if i >= window {
@@ -264,54 +264,38 @@ type pipelined struct {
 
 // pipeline is what one SendMessages sends through.
 type pipeline struct {
-	conns map[string]*conn // by address; nil for those that cannot be pipelined to
+	// ways is the connection of each partition, the same one for all of its messages
+	// so that they stay in order; nil for those that cannot be pipelined to.
+	ways  map[TopicPartition]*conn
+	conns map[string]*conn // by address, for the partitions that share one
 	// broken is set by the first message that has to be sent again. Those behind
 	// it are then sent one by one, so that they do not overtake it.
 	broken bool
 }
 
-// begin sends m without waiting for the answer, if there is a connection on which
+// begin sends s without waiting for the answer, if there is a connection on which
 // that can be done.
 func (p *SyncProducer) begin(ctx context.Context, line *pipeline, s *pipelined, start time.Time) {
-	m := s.m
-	left := time.Until(start.Add(p.cfg.deliveryTimeout))
-	if s.req, s.err = p.request(m, start); s.err != nil || left <= 0 {
+	if ctx.Err() != nil {
+		s.err = endOf(ctx)
 		return
 	}
-	if line.broken {
+	w := patience{time.Until(start.Add(p.cfg.deliveryTimeout)), p.closing}
+	if s.req, s.err = p.request(s.m, start); s.err != nil || w.limit <= 0 || line.broken {
 		return
 	}
-	if err := p.route(ctx, m, s.req, left); err != nil {
+	if err := p.route(ctx, s.m, s.req, w); err != nil {
 		line.broken = retriable(err)
 		if !line.broken {
 			s.err = err
 		}
 		return
 	}
-	var buf [4]string
-	r := route{topic: m.Topic, partition: s.req.Partition}
-	addr := p.client.candidates(buf[:0], r)[0]
-	if len(p.client.cfg.brokers) > 1 && p.client.metadata.leaderAddr(m.Topic, s.req.Partition) == "" {
-		// Without a leader the choice of the broker turns with every request;
-		// pipelining needs it to stay.
-		addr = p.client.cfg.brokers[0]
-	}
-	c, ok := line.conns[addr]
-	if !ok {
-		var err error
-		c, err = p.client.pool.get(ctx, addr, false, true, min(left, brokerPatience))
-		if err != nil || c.form == ProtocolV0 {
-			if err == nil {
-				p.client.pool.put(c)
-			}
-			c = nil
-		}
-		line.conns[addr] = c
-	}
+	c := p.way(ctx, line, TopicPartition{s.m.Topic, s.req.Partition}, w)
 	if c == nil {
 		return
 	}
-	k, err := c.begin(ctx, s.req, min(left, p.cfg.requestTimeout))
+	k, err := c.begin(ctx, s.req, min(w.limit, p.cfg.requestTimeout))
 	switch {
 	case err == nil:
 		s.conn, s.call = c, k
@@ -320,6 +304,30 @@ func (p *SyncProducer) begin(ctx context.Context, line *pipeline, s *pipelined, 
 	default:
 		s.err = err
 	}
+}
+
+// way returns the connection for a partition's messages, nil if they have to be sent
+// one by one.
+func (p *SyncProducer) way(ctx context.Context, line *pipeline, tp TopicPartition, w patience) *conn {
+	if c, ok := line.ways[tp]; ok {
+		return c
+	}
+	addr := p.client.metadata.leaderAddr(tp.Topic, tp.Partition)
+	if addr == "" {
+		addr = p.client.cfg.brokers[0]
+	}
+	c, ok := line.conns[addr]
+	if !ok {
+		w.limit = min(w.limit, brokerPatience)
+		c, _ = p.client.pool.get(ctx, addr, false, true, w) // Without one, each send finds out why.
+		if c != nil && c.form == ProtocolV0 {
+			p.client.pool.put(c)
+			c = nil
+		}
+		line.conns[addr] = c
+	}
+	line.ways[tp] = c
+	return c
 }
 
 // settleInto settles s and puts the result into its message; nil for success.
@@ -349,10 +357,10 @@ func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined,
 		switch {
 		case err == nil:
 			return receiptOf(s.req, resp)
-		case ctx.Err() != nil || !retriable(err):
+		case ctx.Err() != nil || !retriable(err) && (s.m.Partition != PartitionAny || !errors.Is(err, ErrPartitionNotFound)):
 			return Receipt{}, p.client.waitFailed(ctx, s.name, err)
 		}
-		if !connectionFault(err) {
+		if outdated(err) {
 			p.client.metadata.forget(s.m.Topic)
 		}
 		line.broken = true

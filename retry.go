@@ -22,11 +22,24 @@ func (b backoff) before(n int) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }
 
+// patience bounds a wait that comes before anything is sent.
+type patience struct {
+	limit time.Duration
+	stop  <-chan struct{} // ends it when closed; nil: never
+}
+
 // pause waits for d, or until ctx ends or done is closed; it returns false if it
 // was cut short.
 func pause(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-done:
+		return false
+	default:
+	}
 	if d <= 0 {
-		return ctx.Err() == nil
+		return true
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
