@@ -154,6 +154,7 @@ type fetchedMessages struct {
 	reads []LogRead
 
 	size        int // of the messages
+	minBytes    int
 	maxBytes    int
 	maxMessages int
 	frame       int // bytes of a frame that are left
@@ -176,6 +177,9 @@ func newFetchedMessages(req *fetchRequest, maxFrame int) *fetchedMessages {
 	if f.maxMessages <= 0 {
 		f.maxMessages = defaultFetchMessages
 	}
+	if req.MinBytes > 1 {
+		f.minBytes = min(req.MinBytes, f.maxBytes)
+	} // Else any message is enough, an empty one too.
 	return f
 }
 
@@ -228,7 +232,7 @@ func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fet
 			err = gone
 		}
 	}
-	enough = err != nil || f.full() || f.size >= min(max(req.MinBytes, 1), f.maxBytes)
+	enough = err != nil || f.full() || len(f.Messages) > 0 && f.size >= f.minBytes
 	return f, enough, err
 }
 
@@ -298,7 +302,7 @@ func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan stru
 	timeout := time.NewTimer(time.Duration(min(req.MaxWaitMs, maxFetchHold.Milliseconds())) * time.Millisecond)
 	defer timeout.Stop()
 	wanted := newFetchedMessages(req, s.cfg.maxFrameBytes)
-	left, messages := min(max(req.MinBytes, 1), wanted.maxBytes), wanted.maxMessages
+	left, messages := wanted.minBytes, wanted.maxMessages
 	next := req.Offset
 	for {
 		t, err := s.topics.get(req.Topic)
@@ -313,7 +317,7 @@ func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan stru
 		// Only what has come since the last look is looked at.
 		size, count, to, err := p.measure(ctx, next, left)
 		left, messages, next = left-size, messages-count, to
-		if err != nil || count > 0 && left <= 0 || messages <= 0 {
+		if err != nil || messages < wanted.maxMessages && left <= 0 || messages <= 0 {
 			return
 		}
 		select {
