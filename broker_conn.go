@@ -125,14 +125,15 @@ func (c *brokerConn) read() error {
 			c.reply(c.place(&req), req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
 			continue
 		}
-		if err := c.handle(&req); errors.Is(err, ErrMalformed) && !json.Valid(frame) {
+		refusal := c.handle(&req)
+		if errors.Is(refusal, ErrMalformed) && !json.Valid(frame) {
 			return nil // It was answered; what follows cannot be trusted.
 		}
 		if cap(req.scratch) > keepScratch {
 			req.scratch = nil
 		}
 		if c.out.room(maxUnread) != nil && c.drain() != nil {
-			return nil // The peer is gone.
+			return nil //nolint:nilerr // the peer is gone, there is nobody to tell
 		}
 	}
 }

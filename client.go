@@ -156,18 +156,26 @@ type route struct {
 	held       bool          // the broker may hold it
 	hold       time.Duration // for how long; comes on top of the request timeout
 	repeatable bool          // carrying it out twice does no harm
+	bounded    bool          // the patience is for all waits together, not for each
 	feature    string        // that the broker must have announced
 }
 
 // round sends a request to one broker after the other until one answers, and
 // decodes the answer into resp. A request that may have been carried out goes to
-// the next one only if it is repeatable. No single wait is longer than w says.
+// the next one only if it is repeatable. No single wait is longer than w says, nor
+// are all of them together if r is bounded.
 func (c *Client) round(ctx context.Context, r route, w patience, req request, resp response) error {
 	var buf [4]string
 	addrs := c.candidates(buf[:0], r)
 	var last error
 	reached := false
-	for _, addr := range addrs {
+	end := time.Now().Add(w.limit)
+	for i, addr := range addrs {
+		if r.bounded && i > 0 {
+			if w.limit = time.Until(end); w.limit <= 0 {
+				break
+			}
+		}
 		err := c.once(ctx, r, addr, len(addrs) > 1, w, req, resp)
 		if err == nil || !connectionFault(err) {
 			return err
@@ -213,7 +221,7 @@ func (c *Client) candidates(dst []string, r route) []string {
 
 // once sends a request to one broker.
 func (c *Client) once(ctx context.Context, r route, addr string, others bool, w patience, req request, resp response) error {
-	limit := w.limit
+	limit, began := w.limit, time.Now()
 	if others {
 		w.limit = min(w.limit, brokerPatience)
 	}
@@ -222,6 +230,11 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 		return err
 	}
 	defer c.pool.put(conn)
+	if r.bounded {
+		if limit -= time.Since(began); limit <= 0 {
+			return &ConnError{Addr: addr, Op: "dial", Err: errNotConnected, unsent: true}
+		}
+	}
 	if r.feature != "" && !conn.supports(r.feature) {
 		return &BrokerError{
 			Addr: addr, Request: req.kind().String(), condition: ErrUnsupported,

@@ -556,7 +556,7 @@ func TestBrokerMemoryOfUnreadAnswers(t *testing.T) {
 				fmt.Fprintf(&requests, `{"request_id":"%d","request_type":1,"payload":{"topic":"demo","offset":0,"max_wait_ms":60000}}`, i)
 			}
 			grown := heapWhile(func(sample func()) {
-				go io.WriteString(nc, requests.String())
+				go func() { _, _ = io.WriteString(nc, requests.String()) }()
 				synctest.Wait()
 				sample()
 				if held {

@@ -272,6 +272,7 @@ func (f proxiedFrame) drop() verdict { return verdict{} }
 func (f proxiedFrame) twice() verdict {
 	return verdict{instead: [][]byte{lineOf(f.text), lineOf(f.text)}}
 }
+
 func (f proxiedFrame) truncated() verdict {
 	return verdict{instead: [][]byte{f.text[:len(f.text)/2]}, then: thenCut}
 }
@@ -453,7 +454,11 @@ func mutants(v any) iter.Seq2[string, any] {
 func wrongValues() []any {
 	number := func(s string) any { return json.Number(s) }
 	return []any{
-		nil, false, "", "x", strings.Repeat("y", 300), []any{}, map[string]any{}, []any{nil}, number("-1"), number("0"), number("7"),
+		nil, false, "", "x", strings.Repeat("y", 300),
+		[]any{},
+		map[string]any{},
+		[]any{nil},
+		number("-1"), number("0"), number("7"),
 		number("2147483648"), number("9223372036854775807"), number("-9223372036854775808"), number("1e400"),
 	}
 }

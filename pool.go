@@ -78,47 +78,23 @@ func newPool(t transport, limit int, timeout time.Duration, m *ConnectionMetrics
 // get returns a connection to addr, for a request that the broker may hold or for
 // one that it answers at once; put gives it back. It waits for one to be opened,
 // but not longer than w says, and, if there are others to ask, not for a broker
-// whose last dial failed. The error is a *ConnError, ErrClosed or ctx's cause.
+// whose last dial failed or is taking that long. The error is a *ConnError, ErrClosed
+// or ctx's cause.
 func (p *pool) get(ctx context.Context, addr string, held, others bool, w patience) (*conn, error) {
 	var timeout <-chan time.Time
 	for {
-		p.mu.Lock()
-		if p.closed {
-			p.mu.Unlock()
-			return nil, ErrClosed
+		c, attempt, freed, err := p.look(addr, held, others)
+		if c != nil || err != nil {
+			return c, err
 		}
-		b := p.brokerLocked(addr)
-		best, load := b.idlestLocked(held, p.max > 1)
-		var attempt *dialAttempt
-		if best == nil || load >= busyLoad {
-			attempt = p.dialLocked(b, held)
-		}
-		if best == nil && attempt == nil {
-			// The other kind's connection is better than none.
-			best, _ = b.idlestLocked(held, false)
-		}
-		switch {
-		case best != nil:
-			best.taken = best.form == ProtocolV0
-			p.mu.Unlock()
-			return best, nil
-		case attempt == nil && len(b.conns) == 0:
-			err := &ConnError{Addr: addr, Op: "dial", Err: trimDial(b.lastErr), unsent: true}
-			p.mu.Unlock()
-			return nil, err
-		case others && b.failures > 0 && len(b.conns) == 0:
-			err := &ConnError{Addr: addr, Op: "dial", Err: trimDial(b.lastErr), unsent: true}
-			p.mu.Unlock()
-			return nil, err
-		}
-		if b.freed == nil {
-			b.freed = make(chan struct{})
-		}
-		freed := b.freed
-		p.mu.Unlock()
-
 		if timeout == nil {
-			t := time.NewTimer(w.limit)
+			limit := w.limit
+			if others && attempt != nil {
+				// What others have waited before counts: a broker that swallows
+				// dials is to cost its time once, and not every call again.
+				limit -= time.Since(attempt.since)
+			}
+			t := time.NewTimer(limit)
 			defer t.Stop()
 			timeout = t.C
 		}
@@ -140,6 +116,37 @@ func (p *pool) get(ctx context.Context, addr string, held, others bool, w patien
 			return nil, endOf(ctx)
 		}
 	}
+}
+
+// look returns a connection if there is one to be had, or what to wait for: the attempt
+// to open one, if any, and the return of one.
+func (p *pool) look(addr string, held, others bool) (*conn, *dialAttempt, <-chan struct{}, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, nil, nil, ErrClosed
+	}
+	b := p.brokerLocked(addr)
+	best, load := b.idlestLocked(held, p.max > 1)
+	var attempt *dialAttempt
+	if best == nil || load >= busyLoad {
+		attempt = p.dialLocked(b, held)
+	}
+	if best == nil && attempt == nil {
+		// The other kind's connection is better than none.
+		best, _ = b.idlestLocked(held, false)
+	}
+	if best != nil {
+		best.taken = best.form == ProtocolV0
+		return best, nil, nil, nil
+	}
+	if len(b.conns) == 0 && (attempt == nil || others && b.failures > 0) {
+		return nil, nil, nil, &ConnError{Addr: addr, Op: "dial", Err: trimDial(b.lastErr), unsent: true}
+	}
+	if b.freed == nil {
+		b.freed = make(chan struct{})
+	}
+	return nil, attempt, b.freed, nil
 }
 
 // trimDial takes the layers of an earlier ConnError off, so that they are not said
@@ -297,13 +304,14 @@ func (p *pool) closedConn(c *conn, cause error) {
 }
 
 // addrOfNode returns the address under which the broker with this ID was reached,
-// one to which there is a connection if possible; "" if it was not.
+// one to which there is a connection if possible; "" if there is none or it cannot be
+// reached there any more.
 func (p *pool) addrOfNode(id string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	best, connected := "", false
 	for addr, b := range p.brokers {
-		if b.nodeID != id {
+		if b.nodeID != id || b.failures > 0 && len(b.conns) == 0 {
 			continue
 		}
 		// Always the same one of several, or a partition's messages could take

@@ -119,11 +119,12 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 
 // try chooses a partition and sends once.
 func (p *SyncProducer) try(ctx context.Context, m *Message, req *produceRequest, left time.Duration) (Receipt, error) {
-	w := patience{left, p.closing}
+	w, end := patience{left, p.closing}, time.Now().Add(left)
 	if err := p.route(ctx, m, req, w); err != nil {
 		return Receipt{}, err
 	}
-	r := route{topic: req.Topic, partition: req.Partition, repeatable: true}
+	w.limit = time.Until(end)
+	r := route{topic: req.Topic, partition: req.Partition, repeatable: true, bounded: true}
 	resp := newProduceResponse()
 	if err := p.client.round(ctx, r, w, req, resp); err != nil {
 		return Receipt{}, err
@@ -295,7 +296,11 @@ func (p *SyncProducer) begin(ctx context.Context, line *pipeline, s *pipelined, 
 	if c == nil {
 		return
 	}
-	k, err := c.begin(ctx, s.req, min(w.limit, p.cfg.requestTimeout))
+	left := time.Until(start.Add(p.cfg.deliveryTimeout))
+	if left <= 0 {
+		return
+	}
+	k, err := c.begin(ctx, s.req, min(left, p.cfg.requestTimeout))
 	switch {
 	case err == nil:
 		s.conn, s.call = c, k
