@@ -58,9 +58,9 @@ type errorCode string
 
 const (
 	codeInternal errorCode = "INTERNAL"
-	// codeClosed is what a broker's own ErrClosed travels as; for a client that is
+	// codeUnavailable is what a broker's own ErrClosed travels as; for a client that is
 	// ErrUnavailable, since its own ErrClosed means something else.
-	codeClosed errorCode = "CLOSED"
+	codeUnavailable errorCode = "UNAVAILABLE"
 )
 
 // errorCodes pairs each condition that a broker can answer with its code and
@@ -85,7 +85,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},
-	{ErrUnavailable, codeClosed, []string{"shutting down"}},
+	{ErrUnavailable, codeUnavailable, []string{"shutting down"}},
 	{ErrInvalidRequest, "INVALID_REQUEST", nil},
 }
 
@@ -97,7 +97,7 @@ func codeOf(err error) errorCode {
 		}
 	}
 	if errors.Is(err, ErrClosed) {
-		return codeClosed
+		return codeUnavailable
 	}
 	return codeInternal
 }
@@ -356,5 +356,5 @@ func outdated(err error) bool {
 // request may succeed later.
 func refusalMayPass(err error) bool {
 	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNotLeader) ||
-		codeOf(err) == codeClosed || codeOf(err) == codeInternal
+		codeOf(err) == codeUnavailable || codeOf(err) == codeInternal
 }
