@@ -150,11 +150,7 @@ func (a *AdminClient) DeleteRecords(ctx context.Context, topic string, partition
 // zero Time gives the oldest retained offsets, a time in the future the high-water
 // marks.
 func (a *AdminClient) ListOffsets(ctx context.Context, topic string, at time.Time) (map[int32]int64, error) {
-	timestamp := at.UnixMilli()
-	if timestamp < 0 {
-		timestamp = OffsetOldest
-	}
-	return a.client.listOffsets(ctx, topic, nil, timestamp)
+	return a.client.listOffsets(ctx, topic, nil, wireTime(at))
 }
 
 // ListGroups returns the cluster's consumer groups.

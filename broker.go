@@ -93,6 +93,9 @@ func (b *Broker) Listen(addr string) (net.Addr, error) {
 // Serve accepts connections from l and serves them until the broker is shut down,
 // when it returns [ErrClosed], or l fails. It closes l.
 func (b *Broker) Serve(l net.Listener) error {
+	if l == nil {
+		return fmt.Errorf("%w: Serve: the listener is nil", ErrInvalidRequest)
+	}
 	if err := b.addListener(l, nil); err != nil {
 		_ = l.Close() // As promised; the broker's end is what counts.
 		return err

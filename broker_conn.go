@@ -88,8 +88,8 @@ func (c *brokerConn) serve() {
 	writerDone := make(chan struct{})
 	writer.Go(func() { c.out.run(writerDone) })
 
-	last := c.read()
-	if last != nil {
+	last, told := c.read()
+	if last != nil && !told {
 		c.refuseAll(last)
 	}
 	// What is held is answered with what there is, what is being stored when it is.
@@ -103,37 +103,40 @@ func (c *brokerConn) serve() {
 }
 
 // read serves requests until there are no more. It returns the peer's fault that
-// ended it, nil if there was none.
-func (c *brokerConn) read() error {
+// ended it, nil if there was none, and whether the peer has been told of it.
+func (c *brokerConn) read() (fault error, told bool) {
 	var req wireRequest
 	for {
 		frame, err := c.in.next()
 		if err != nil {
 			if errors.Is(err, ErrMalformed) || errors.Is(err, ErrMessageTooLarge) {
-				return err
+				return err, false
+			}
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return fmt.Errorf("%w: the stream ended within a frame", ErrMalformed), false
 			}
 			if errors.Is(err, os.ErrDeadlineExceeded) && !c.service.draining() {
-				return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout)
+				return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout), false
 			}
-			return nil
+			return nil, false
 		}
 		c.frames++
 		if err := req.decode(frame); err != nil {
 			if !json.Valid(frame) {
-				return err
+				return err, false
 			}
 			c.reply(c.place(&req), req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
 			continue
 		}
 		refusal := c.handle(&req)
 		if errors.Is(refusal, ErrMalformed) && !json.Valid(frame) {
-			return nil // It was answered; what follows cannot be trusted.
+			return refusal, true // What follows cannot be trusted.
 		}
 		if cap(req.scratch) > keepScratch {
 			req.scratch = nil
 		}
 		if c.out.room(maxUnread) != nil && c.drain() != nil {
-			return nil //nolint:nilerr // the peer is gone, there is nobody to tell
+			return nil, false //nolint:nilerr // the peer is gone, there is nobody to tell
 		}
 	}
 }

@@ -253,7 +253,7 @@ func TestStorageRetention(t *testing.T) {
 func TestStorageConcurrently(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
 		l := openLog(t, s, LogConfig{SegmentBytes: 16 << 10, RetentionBytes: 200 << 10}, nil)
-		const total = 20_000
+		const total = 5000
 		var group sync.WaitGroup
 		group.Go(func() {
 			for i := range total {
@@ -263,7 +263,7 @@ func TestStorageConcurrently(t *testing.T) {
 				}
 			}
 		})
-		for range 4 {
+		for range 2 {
 			group.Go(func() {
 				for offset := int64(0); offset < total; {
 					start, _ := l.Bounds()

@@ -18,7 +18,8 @@ const closeTimeout = 30 * time.Second
 
 // Client is one pool of connections, one metadata cache and one set of metrics, and
 // what producers, consumers and admin handles are derived from. It is safe for
-// concurrent use.
+// concurrent use. New makes it; the zero Client is of no use, as are those of the
+// handles.
 type Client struct {
 	cfg      config
 	metrics  *Metrics
@@ -131,14 +132,18 @@ func (c *Client) Close() error {
 	return errors.Join(errs...)
 }
 
-// register adds a handle to those that Close closes.
-func (c *Client) register(h handle) error {
+// register adds a handle to those that Close closes, and calls start, unless it is
+// nil, before Close can.
+func (c *Client) register(h handle, start func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return ErrClosed
 	}
 	c.handles[h] = struct{}{}
+	if start != nil {
+		start()
+	}
 	return nil
 }
 

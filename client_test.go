@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -237,16 +239,16 @@ func TestDeleteTopicFails(t *testing.T) {
 // Messages whose JSON is much longer than they are can be read all the same.
 func TestConsumerEscapes(t *testing.T) {
 	for _, protocol := range []Protocol{ProtocolV1, ProtocolV0} {
-		b := quietBroker(t, WithTopic("demo", 1))
-		c := quietClient(t, b, WithProtocol(protocol))
+		b := quietBroker(t, WithTopic("demo", 1), WithMaxFrameBytes(1<<20))
+		c := quietClient(t, b, WithProtocol(protocol), WithMaxFrameBytes(1<<20), WithFetchMaxBytes(512<<10))
 		p := quietProducer(t, c)
 		for range 8 {
 			m := NewMessage("demo", nil)
-			m.Headers = map[string]string{"h": strings.Repeat("\x01", 1_000_000)}
+			m.Headers = map[string]string{"h": strings.Repeat("\x01", 60_000)}
 			_, err := p.Send(t.Context(), m)
 			require.NoError(t, err)
 		}
-		pc, err := c.PartitionConsumer("demo", 0, WithFetchMaxBytes(8<<20))
+		pc, err := c.PartitionConsumer("demo", 0)
 		require.NoError(t, err)
 		for i := range int64(8) {
 			require.Equal(t, i, (<-pc.Messages()).Offset)
@@ -594,6 +596,94 @@ func TestMetadataAnswerIsBounded(t *testing.T) {
 	require.Equal(t, errorCode("MESSAGE_TOO_LARGE"), resp.errCode)
 	resp = ask(`{"request_id":"2","request_type":4}`)
 	require.True(t, resp.success)
+}
+
+// Loops side by side leave the right offset behind.
+func TestOffsetOfConcurrentLoops(t *testing.T) {
+	c := quietClient(t, quietBroker(t, WithTopic("demo", 1)))
+	pc, err := c.PartitionConsumer("demo", 0)
+	require.NoError(t, err)
+	p := quietProducer(t, c)
+	for round := range int64(30) {
+		require.NoError(t, p.SendMessages(t.Context(), messages(50)))
+		ctx, cancel := context.WithCancel(t.Context())
+		var loops sync.WaitGroup
+		var got atomic.Int64
+		for range 8 {
+			loops.Go(func() {
+				for _, err := range pc.All(ctx) {
+					if err == nil && got.Add(1) == 50 {
+						cancel()
+					}
+				}
+			})
+		}
+		loops.Wait()
+		cancel()
+		require.Equal(t, 50*(round+1), pc.Offset())
+	}
+}
+
+// A handle that is made while the client closes is closed with it, or not made.
+func TestHandlesWhileClosing(t *testing.T) {
+	b := quietBroker(t, WithTopic("demo", 1))
+	for range 300 {
+		c, err := b.Client(WithLogger(nil))
+		require.NoError(t, err)
+		var makers sync.WaitGroup
+		for range 8 {
+			makers.Go(func() {
+				if _, err := c.PartitionConsumer("demo", 0); err != nil {
+					require.ErrorIs(t, err, ErrClosed)
+				}
+			})
+		}
+		makers.Go(func() { require.NoError(t, c.Close()) })
+		makers.Wait()
+		require.Empty(t, c.metrics.Consumer.sources)
+	}
+}
+
+// An idle producer closes, whatever its context.
+func TestShutdownIdleProducer(t *testing.T) {
+	c := quietClient(t, quietBroker(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		require.NoError(t, quietProducer(t, c).Shutdown(ctx))
+	}
+}
+
+func TestWireTime(t *testing.T) {
+	require.Equal(t, OffsetOldest, wireTime(time.Time{}))
+	require.Equal(t, OffsetOldest, wireTime(time.UnixMilli(-1)))
+	require.Equal(t, int64(0), wireTime(time.UnixMilli(0)))
+	require.Equal(t, int64(5), wireTime(time.UnixMilli(5)))
+	require.Equal(t, int64(math.MaxInt64), wireTime(time.Unix(1<<60, 0)))
+}
+
+// What ends within a frame is answered, to a peer that has only ended its own side.
+func TestBrokerAnswersCutFrames(t *testing.T) {
+	b := quietBroker(t)
+	for _, cut := range []string{`{"request_id":"1","request_type":4,"payload":{}`, "[", "true", `"abc`, "12"} {
+		nc, err := b.Dial(t.Context(), "", "")
+		require.NoError(t, err)
+		_, err = io.WriteString(nc, cut)
+		require.NoError(t, err)
+		require.NoError(t, nc.(*pipeConn).CloseWrite())
+		answer, err := io.ReadAll(nc)
+		require.NoError(t, err)
+		require.Contains(t, string(answer), `"success":false`, cut)
+	}
+}
+
+// Dialers and listeners that are none get an error.
+func TestNothingToTalkThrough(t *testing.T) {
+	c, err := New(WithLogger(nil), WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, nil }))
+	require.NoError(t, err)
+	defer c.Close()
+	require.ErrorContains(t, c.Ping(t.Context()), "WithDialer")
+	require.ErrorIs(t, quietBroker(t).Serve(nil), ErrInvalidRequest)
 }
 
 // Every wrong option is named, not only the first.

@@ -172,6 +172,9 @@ func (t *transport) connect(ctx context.Context, addr string, guess Protocol) (*
 // open opens a connection without a word.
 func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 	nc, err := t.dial(ctx, "tcp", addr)
+	if err == nil && nc == nil {
+		err = fmt.Errorf("%w: WithDialer: returned no connection", ErrInvalidConfig)
+	}
 	if err != nil {
 		return nil, &ConnError{Addr: addr, Op: "dial", Err: err, unsent: true}
 	}

@@ -70,11 +70,13 @@ func (c *Client) PartitionConsumer(topic string, partition int32, opts ...Consum
 	}
 	p.fetch = newFetcher(c, &p.cfg, topic, partition, p.report)
 	p.epoch = p.fetch.epoch
-	if err := c.register(p); err != nil {
+	err = c.register(p, func() {
+		c.metrics.Consumer.addReader(p, lagSource{TopicPartition{topic, partition}, p.lag})
+		p.running.Go(p.fetch.run)
+	})
+	if err != nil {
 		return nil, err
 	}
-	c.metrics.Consumer.addReader(p, lagSource{TopicPartition{topic, partition}, p.lag})
-	p.running.Go(p.fetch.run)
 	return p, nil
 }
 
@@ -210,7 +212,7 @@ func (p *PartitionConsumer) delivered(m *Message, e *epoch) {
 	p.client.metrics.Consumer.RecordReceived(m.Size())
 	p.mu.Lock()
 	if e == p.epoch {
-		p.next = m.Offset + 1
+		p.next = max(p.next, m.Offset+1) // Loops side by side get here in any order.
 	}
 	p.mu.Unlock()
 }

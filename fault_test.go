@@ -1,12 +1,17 @@
 package robust
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"net"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -1401,4 +1406,1309 @@ func TestOldBrokerIsAskedOneAtATime(t *testing.T) {
 		require.Equal(t, 1, b.dialed())
 		require.Greater(t, len(b.asked(requestClusterInfo)), 50)
 	})
+}
+
+// cluster returns brokers that share one log, at a.invalid:1, b.invalid:1 and so on,
+// and what ClusterInfo lists of them.
+func cluster(t testing.TB, n, partitions int) []*fakeBroker {
+	log := newFakeLog(faultTopic, partitions)
+	nodes := make(map[string]string)
+	brokers := make([]*fakeBroker, n)
+	for i := range brokers {
+		b := newFakeBroker(t, log)
+		b.id = string(rune('a' + i))
+		b.addr = b.id + ".invalid:1"
+		b.nodes = nodes
+		brokers[i] = b
+		nodes[b.id] = b.addr
+	}
+	return brokers
+}
+
+func addrsOf(brokers []*fakeBroker) []string {
+	addrs := make([]string, len(brokers))
+	for i, b := range brokers {
+		addrs[i] = b.addr
+	}
+	return addrs
+}
+
+// TestNextBrokerIsTried has all brokers but one be down: refusing, or black holes that
+// a dial never gets out of. The one that is up is found soon, by everybody and not
+// only the first, and all of them go on there.
+func TestNextBrokerIsTried(t *testing.T) {
+	for _, how := range []string{"refused", "black hole"} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				brokers := cluster(t, 3, 1)
+				up := brokers[2]
+				dial := dialFakes(brokers...)
+				if how == "black hole" {
+					dial = dialFakes(up)
+				} else {
+					brokers[0].setDown(true)
+					brokers[1].setDown(true)
+				}
+				c := faultClient(t, dial, WithBrokers(addrsOf(brokers)...))
+				producer := faultProducer(t, c)
+				start := time.Now()
+				_, _, err := producer.SendMessage(t.Context(), to0("a"))
+				require.NoError(t, err)
+				require.LessOrEqual(t, time.Since(start), 2*brokerPatience+time.Second)
+				// What it has cost once is not to be paid by every call.
+				start = time.Now()
+				for range 50 {
+					_, _, err := producer.SendMessage(t.Context(), to0("a"))
+					require.NoError(t, err)
+				}
+				require.LessOrEqual(t, time.Since(start), 2*brokerPatience+time.Second)
+				pc := faultConsumer(t, c)
+				for i := range int64(51) {
+					m, err := next(t, pc, time.Minute)
+					require.NoError(t, err)
+					require.Equal(t, i, m.Offset)
+				}
+				require.LessOrEqual(t, time.Since(start), 30*time.Second)
+			})
+		})
+	}
+}
+
+// TestNoBroker has every broker be down, in either way: calls end in time, saying so.
+func TestNoBroker(t *testing.T) {
+	for _, how := range []string{"refused", "black hole"} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				brokers := cluster(t, 2, 1)
+				dial := dialFakes()
+				if how == "refused" {
+					brokers[0].setDown(true)
+					brokers[1].setDown(true)
+					dial = dialFakes(brokers...)
+				}
+				c := faultClient(t, dial, WithBrokers(addrsOf(brokers)...))
+				start := time.Now()
+				_, _, err := faultProducer(t, c, WithDeliveryTimeout(20*time.Second)).SendMessage(t.Context(), to0("a"))
+				require.ErrorIs(t, err, ErrNoBroker)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				requireFault(t, err)
+				require.LessOrEqual(t, time.Since(start), 20*time.Second)
+				require.Greater(t, time.Since(start), 18*time.Second)
+
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				start = time.Now()
+				err = c.Ping(ctx)
+				require.Error(t, err)
+				requireFault(t, err)
+				require.LessOrEqual(t, time.Since(start), time.Second)
+
+				pc := faultConsumer(t, c)
+				_, err = next(t, pc, time.Minute)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.ErrorIs(t, <-pc.Errors(), ErrNoBroker)
+				require.Contains(t, pc.Status().String(), "waiting for broker")
+			})
+		})
+	}
+}
+
+// TestBrokerComesBack has the only broker be away for a while: what waits goes on when
+// it is there again, soon.
+func TestBrokerComesBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := cluster(t, 1, 1)[0]
+		c := faultClient(t, dialFakes(b), WithBrokers(b.addr))
+		producer, pc := faultProducer(t, c), faultConsumer(t, c)
+		for i, away := range []time.Duration{time.Millisecond, time.Second, 30 * time.Second} {
+			b.setDown(true)
+			back := time.Now().Add(away)
+			time.AfterFunc(away, func() { b.setDown(false) })
+			_, offset, err := producer.SendMessage(t.Context(), to0("a"))
+			require.NoError(t, err)
+			require.Equal(t, int64(i), offset)
+			require.Less(t, time.Since(back), time.Second)
+			m, err := next(t, pc, time.Minute)
+			require.NoError(t, err)
+			require.Equal(t, int64(i), m.Offset)
+			require.Less(t, time.Since(back), 3*time.Second)
+		}
+	})
+}
+
+// TestRoundRobin spreads requests that any broker can serve evenly.
+func TestRoundRobin(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		brokers := cluster(t, 3, 1)
+		c := faultClient(t, dialFakes(brokers...), WithBrokers(addrsOf(brokers)...))
+		for range 30 {
+			_, err := c.Admin().GetMetadata(t.Context(), nil)
+			require.NoError(t, err)
+		}
+		for _, b := range brokers {
+			require.Len(t, b.asked(requestMetadata), 10)
+		}
+	})
+}
+
+// TestLeaderRouting sends and fetches at the broker that leads the partition, which
+// metadata names by its ID or by its address, and asks nobody else.
+func TestLeaderRouting(t *testing.T) {
+	for _, named := range []string{"by ID", "by address"} {
+		t.Run(named, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				brokers := cluster(t, 3, 3)
+				for i, b := range brokers {
+					name := b.id
+					if named == "by address" {
+						name = b.addr
+					}
+					b.log.setLeader(int32(i), name)
+				}
+				// One seed is enough: the others are found through it.
+				c := faultClient(t, dialFakes(brokers...), WithBrokers(brokers[0].addr))
+				producer := faultProducer(t, c)
+				var ms []*Message
+				for i := range 30 {
+					m := NewMessage(faultTopic, fmt.Append(nil, i))
+					m.Partition = int32(i % 3)
+					if i < 15 {
+						_, _, err := producer.SendMessage(t.Context(), m)
+						require.NoError(t, err)
+					} else {
+						ms = append(ms, m)
+					}
+				}
+				require.NoError(t, producer.SendMessages(t.Context(), ms))
+				for partition := range int32(3) {
+					require.Len(t, brokers[partition].asked(requestProduce), 10)
+					pc, err := c.PartitionConsumer(faultTopic, partition, WithStartOffset(0))
+					require.NoError(t, err)
+					for i := range int64(10) {
+						m, err := next(t, pc, time.Minute)
+						require.NoError(t, err)
+						require.Equal(t, i, m.Offset)
+					}
+					require.NoError(t, pc.Close())
+				}
+				for partition, b := range brokers {
+					for _, r := range b.asked(requestFetch) {
+						var q fetchRequest
+						r.into(&q)
+						require.Equal(t, int32(partition), q.Partition)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestLeaderMoves has the leadership of a partition move while a producer and a
+// consumer work. The refusal of the old leader has the new one looked up; nothing is
+// lost or read twice.
+func TestLeaderMoves(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		brokers := cluster(t, 3, 1)
+		log := brokers[0].log
+		log.setLeader(0, "a")
+		c := faultClient(t, dialFakes(brokers...), WithBrokers(addrsOf(brokers)...))
+		producer, pc := faultProducer(t, c), faultConsumer(t, c)
+		for i := range int64(30) {
+			leader := brokers[i%3]
+			log.setLeader(0, leader.id)
+			start := time.Now()
+			before := len(leader.asked(requestProduce))
+			_, offset, err := producer.SendMessage(t.Context(), to0("a"))
+			require.NoError(t, err)
+			require.Equal(t, i, offset)
+			require.Less(t, time.Since(start), time.Second)
+			require.Len(t, leader.asked(requestProduce), before+1)
+			m, err := next(t, pc, time.Minute)
+			require.NoError(t, err)
+			require.Equal(t, i, m.Offset)
+		}
+		// Pipelined messages find the new leader too, and keep their order.
+		log.setLeader(0, "b")
+		ms := make([]*Message, 50)
+		for i := range ms {
+			ms[i] = to0(fmt.Sprint(i))
+		}
+		require.NoError(t, producer.SendMessages(t.Context(), ms))
+		for i, m := range ms {
+			require.Equal(t, int64(30+i), m.Offset)
+		}
+	})
+}
+
+// TestNobodyLeads has every broker refuse to be the leader: the refusal is returned
+// after the retries, each of which has asked for metadata anew.
+func TestNobodyLeads(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := cluster(t, 1, 1)[0]
+		b.log.setLeader(0, "nobody")
+		c := faultClient(t, dialFakes(b), WithBrokers(b.addr))
+		_, _, err := faultProducer(t, c, WithRetries(4)).SendMessage(t.Context(), to0("a"))
+		require.ErrorIs(t, err, ErrNotLeader)
+		require.Len(t, b.asked(requestProduce), 5)
+		require.Len(t, b.asked(requestMetadata), 5)
+		pc := faultConsumer(t, c, WithStartOffset(0))
+		_, err = next(t, pc, 20*time.Second)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, <-pc.Errors(), ErrNotLeader)
+		require.Less(t, b.askedTotal(), 150)
+	})
+}
+
+// TestAdvertisedAddressCannotBeReached has the leader be named with an address that
+// leads nowhere, as behind a mapped port. It is reached at the seed's address, at
+// once, and again at once when that connection has broken: waiting for the address
+// that leads nowhere cost 5 s after every broken connection.
+func TestAdvertisedAddressCannotBeReached(t *testing.T) {
+	for _, named := range []string{"by ID", "by address", "by ID, and the broker does not say which one it is"} {
+		t.Run(named, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := cluster(t, 1, 1)[0]
+				seed := b.addr
+				b.nodes["a"] = "inside.invalid:1"
+				b.log.setLeader(0, "a")
+				known := named == "by ID"
+				switch named {
+				case "by address":
+					b.log.setLeader(0, "inside.invalid:1")
+					b.script = func(*fakeRequest) *fakeAnswer { b.addr = "inside.invalid:1"; return nil }
+				case "by ID":
+				default:
+					b.features = nil
+				}
+				dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+					if addr == seed {
+						return b.dial(ctx, network, addr)
+					}
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				c := faultClient(t, dial, WithBrokers(seed))
+				producer := faultProducer(t, c)
+				for i := range int64(5) {
+					start := time.Now()
+					_, offset, err := producer.SendMessage(t.Context(), to0("a"))
+					require.NoError(t, err)
+					require.Equal(t, i, offset)
+					if known || i > 0 {
+						require.Less(t, time.Since(start), time.Second, "message %d", i)
+					} else {
+						require.LessOrEqual(t, time.Since(start), brokerPatience+time.Second)
+					}
+					b.setDown(true)
+					b.setDown(false)
+				}
+			})
+		})
+	}
+}
+
+// TestConnectionDiesAtOnce has a connection be lost at once while another to the same
+// broker could not be opened a moment ago. What is reported is a failure with a cause.
+func TestConnectionDiesAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := cluster(t, 1, 1)[0]
+		var dials atomic.Int64
+		dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dials.Add(1) == 1 {
+				<-time.After(time.Millisecond)
+				return nil, errRefused // While the second dial is under way.
+			}
+			<-time.After(2 * time.Millisecond)
+			return b.dial(ctx, network, addr)
+		}
+		c := faultClient(t, dial, WithBrokers(b.addr))
+		var running sync.WaitGroup
+		for _, held := range []bool{false, true} {
+			running.Go(func() {
+				conn, err := c.pool.get(t.Context(), b.addr, held, false, patience{limit: time.Minute})
+				if err == nil {
+					conn.closeWith(&ConnError{Addr: b.addr, Op: "read", Err: errSilent})
+				}
+			})
+		}
+		running.Wait()
+		_, err := c.pool.get(t.Context(), b.addr, false, false, patience{limit: time.Minute})
+		if err != nil {
+			var ce *ConnError
+			require.ErrorAs(t, err, &ce)
+			require.Error(t, ce.Err, "a failure without a cause")
+		}
+	})
+}
+
+// TestNodeMovesToAnotherAddress has a node come back at another address, which
+// ClusterInfo tells. Where it was before is not asked for ever.
+func TestNodeMovesToAnotherAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		brokers := cluster(t, 2, 1)
+		seed, leader := brokers[0], brokers[1]
+		seed.log.setLeader(0, leader.id)
+		moved := newFakeBroker(t, leader.log)
+		moved.id, moved.addr, moved.nodes = leader.id, "moved.invalid:1", leader.nodes
+		c := faultClient(t, dialFakes(seed, leader, moved), WithBrokers(seed.addr), WithMetadataMaxAge(10*time.Second))
+		producer := faultProducer(t, c)
+		_, _, err := producer.SendMessage(t.Context(), to0("a"))
+		require.NoError(t, err)
+		leader.setDown(true)
+		seed.nodes[leader.id] = moved.addr
+		start := time.Now()
+		_, offset, err := producer.SendMessage(t.Context(), to0("b"))
+		require.NoError(t, err)
+		require.Equal(t, int64(1), offset)
+		require.Less(t, time.Since(start), 15*time.Second)
+		require.Len(t, moved.asked(requestProduce), 1)
+	})
+}
+
+// TestBrokerRestarts ends a broker and opens another on the same storage and port, a
+// few times, while producers and consumers work. Everything that was acknowledged is
+// read where the acknowledgement says, everybody goes on.
+func TestBrokerRestarts(t *testing.T) {
+	t.Parallel()
+	const producers, consumers, restarts, partitions = 20, 3, 4, 3
+	storage := NewMemoryStorage()
+	open := func() *Broker {
+		b, err := NewBroker(WithStorage(storage), WithTopic(faultTopic, partitions), WithNodeID("n"), WithLogger(nil))
+		require.NoError(t, err)
+		return b
+	}
+	b := open()
+	listening, err := b.Listen("127.0.0.1:0")
+	require.NoError(t, err)
+	addr := listening.String()
+	c := faultClient(t, new(net.Dialer).DialContext, WithBrokers(addr))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+
+	// Each producer goes on until it has sent some after the last restart.
+	var round atomic.Int64
+	var mu sync.Mutex
+	acknowledged := make(map[TopicPartition]map[int64]string)
+	counts := make([]atomic.Int64, restarts+1) // of acknowledgements, by restart
+	var running sync.WaitGroup
+	for i := range producers {
+		producer := faultProducer(t, c)
+		running.Go(func() {
+			for j, last := 0, 0; last < 5; j++ {
+				now := round.Load()
+				m := NewMessage(faultTopic, fmt.Appendf(nil, "%d/%d", i, j))
+				m.Partition = int32((i + j) % partitions)
+				partition, offset, err := producer.SendMessage(ctx, m)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				tp := TopicPartition{faultTopic, partition}
+				if acknowledged[tp] == nil {
+					acknowledged[tp] = make(map[int64]string)
+				}
+				if before, twice := acknowledged[tp][offset]; twice {
+					t.Errorf("offset %d was given to %s and to %s", offset, before, m.Value)
+				}
+				acknowledged[tp][offset] = string(m.Value)
+				mu.Unlock()
+				counts[now].Add(1)
+				if now == restarts {
+					last++
+				}
+			}
+		})
+	}
+	type reading struct {
+		pc    *PartitionConsumer
+		read  map[int64]string
+		count atomic.Int64
+	}
+	readings := make([]*reading, consumers)
+	readCtx, stopReading := context.WithCancel(ctx)
+	var readers sync.WaitGroup
+	for i := range readings {
+		pc, err := c.PartitionConsumer(faultTopic, int32(i))
+		require.NoError(t, err)
+		r := &reading{pc: pc, read: make(map[int64]string)}
+		readings[i] = r
+		readers.Go(func() {
+			for m, err := range pc.All(readCtx) {
+				if err != nil {
+					if readCtx.Err() == nil {
+						t.Error(err)
+					}
+					return
+				}
+				if m.Offset != int64(len(r.read)) {
+					t.Errorf("read offset %d after %d messages", m.Offset, len(r.read))
+					return
+				}
+				r.read[m.Offset] = string(m.Value)
+				r.count.Add(1)
+			}
+		})
+	}
+	for i := range restarts {
+		// Everybody has got somewhere before the next restart.
+		waitUntil(t, ctx, func() bool {
+			if counts[i].Load() < 50 {
+				return false
+			}
+			for _, r := range readings {
+				if r.count.Load() == 0 {
+					return false
+				}
+			}
+			return true
+		})
+		for _, r := range readings {
+			r.count.Store(0)
+		}
+		if i%2 == 0 {
+			require.NoError(t, b.Close())
+		} else {
+			require.NoError(t, b.Shutdown(ctx))
+		}
+		b = open()
+		_, err := b.Listen(addr)
+		require.NoError(t, err)
+		round.Add(1)
+	}
+	running.Wait()
+	for partition, r := range readings {
+		end := highWaterMark(t, b, int32(partition))
+		waitUntil(t, ctx, func() bool { return r.pc.Offset() >= end })
+	}
+	stopReading()
+	readers.Wait()
+	for partition, r := range readings {
+		for offset, value := range acknowledged[TopicPartition{faultTopic, int32(partition)}] {
+			require.Equal(t, value, r.read[offset])
+		}
+		require.Equal(t, stored(t, b, int32(partition)), valuesOf(r.read))
+	}
+	require.NoError(t, c.Close())
+	require.NoError(t, b.Close())
+}
+
+// valuesOf puts what was read in the order of offsets.
+func valuesOf(read map[int64]string) []string {
+	values := make([]string, len(read))
+	for offset, value := range read {
+		values[offset] = value
+	}
+	return values
+}
+
+// waitUntil looks again and again until done says so. It is for what nothing signals.
+func waitUntil(t *testing.T, ctx context.Context, done func() bool) { //nolint:revive // t goes first, as everywhere
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			require.FailNow(t, "nothing goes on any more")
+		}
+	}
+}
+
+// refusals are what brokers say no with, and how often a message is sent then.
+func refusals() []struct {
+	code  errorCode
+	text  string
+	want  error
+	times int
+} {
+	const retries = 3
+	return []struct {
+		code  errorCode
+		text  string
+		want  error
+		times int
+	}{
+		{"TOPIC_NOT_FOUND", "x", ErrTopicNotFound, 1},
+		{"PARTITION_NOT_FOUND", "x", ErrPartitionNotFound, 1},
+		{"MESSAGE_TOO_LARGE", "x", ErrMessageTooLarge, 1},
+		{"INVALID_REQUEST", "x", ErrInvalidRequest, 1},
+		{"INVALID_CONFIG", "x", ErrInvalidConfig, 1},
+		{"UNSUPPORTED", "x", ErrUnsupported, 1},
+		{"MALFORMED", "x", ErrMalformed, 1},
+		{"OFFSET_OUT_OF_RANGE", "x", ErrOffsetOutOfRange, 1},
+		{"FENCED", "x", ErrFenced, 1},
+		{"", "topic not found: t", ErrTopicNotFound, 1},
+		{"", "Unknown Topic", ErrTopicNotFound, 1},
+		{"", "invalid partition 7", ErrPartitionNotFound, 1},
+		{"", "message too large", ErrMessageTooLarge, 1},
+		{"", "unknown request type 0", ErrUnsupported, 1},
+		{"OVERLOADED", "x", ErrOverloaded, 1 + retries},
+		{"NOT_LEADER", "x", ErrNotLeader, 1 + retries},
+		{"UNAVAILABLE", "x", ErrUnavailable, 1 + retries},
+		{"INTERNAL", "disk: input/output error", nil, 1 + retries},
+		{"SOMETHING_NEW", "x", nil, 1 + retries},
+		{"", "something went wrong", nil, 1 + retries},
+	}
+}
+
+// TestRefusalsAreRetriedOrNot has a broker refuse every message: what cannot get
+// better is sent once, what may is sent again as often as WithRetries says. The
+// refusal comes in the envelope or in the payload.
+func TestRefusalsAreRetriedOrNot(t *testing.T) {
+	for _, inside := range []bool{false, true} {
+		for _, tc := range refusals() {
+			if inside && tc.code != "" {
+				continue // Codes stand in the envelope.
+			}
+			t.Run(fmt.Sprint(tc.code, " ", tc.text, " ", inside), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					b := cluster(t, 1, 1)[0]
+					b.script = func(r *fakeRequest) *fakeAnswer {
+						switch {
+						case r.kind != requestProduce:
+							return nil
+						case inside:
+							return r.ok(map[string]any{"topic": faultTopic, "partition": 0, "offset": 0, "error": tc.text})
+						}
+						return r.refuse(tc.code, tc.text)
+					}
+					c := faultClient(t, dialFakes(b), WithBrokers(b.addr))
+					producer := faultProducer(t, c, WithRetries(3), WithRetryBackoff(time.Second))
+					start := time.Now()
+					_, _, err := producer.SendMessage(t.Context(), to0("a"))
+					var be *BrokerError
+					require.ErrorAs(t, err, &be)
+					require.Equal(t, "Produce", be.Request)
+					require.Equal(t, b.addr, be.Addr)
+					require.Contains(t, be.Message, tc.text)
+					if tc.want != nil {
+						require.ErrorIs(t, err, tc.want)
+					}
+					require.Len(t, b.asked(requestProduce), tc.times)
+					if tc.times == 1 {
+						require.Zero(t, time.Since(start))
+					} else {
+						// 1 s, 2 s and 4 s, 20 % more or less.
+						require.InDelta(t, 7, time.Since(start).Seconds(), 1.5)
+					}
+
+					// The messages of SendMessages are each treated so.
+					before := len(b.asked(requestProduce))
+					err = producer.SendMessages(t.Context(), []*Message{to0("a"), to0("b")})
+					var failed ProducerErrors
+					require.ErrorAs(t, err, &failed)
+					require.Len(t, failed, 2)
+					sent := len(b.asked(requestProduce)) - before
+					if tc.times == 1 {
+						require.Equal(t, 2, sent)
+					} else {
+						require.Equal(t, 2*(1+tc.times), sent, "once together, and then one by one")
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestOverloadPasses has a broker be overloaded for a while.
+func TestOverloadPasses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := cluster(t, 1, 1)[0]
+		var refused atomic.Int64
+		b.script = func(r *fakeRequest) *fakeAnswer {
+			if r.kind == requestProduce && refused.Add(1) <= 3 {
+				return r.refuse("OVERLOADED", "busy")
+			}
+			return nil
+		}
+		c := faultClient(t, dialFakes(b), WithBrokers(b.addr))
+		_, offset, err := faultProducer(t, c, WithRetries(3)).SendMessage(t.Context(), to0("a"))
+		require.NoError(t, err)
+		require.Zero(t, offset)
+		require.Equal(t, uint64(3), c.Metrics().Producer.GetStats().Retries)
+	})
+}
+
+// slowly makes each dial take so long.
+func slowly(dial dialFunc, d time.Duration) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if !pause(ctx, nil, d) {
+			return nil, ctx.Err()
+		}
+		return dial(ctx, network, addr)
+	}
+}
+
+// TestDeliveryTimeoutBoundsAll has something go wrong at every stage of a send, with
+// one broker and with several: no send takes longer than its delivery timeout, and
+// nothing is sent when it is over.
+func TestDeliveryTimeoutBoundsAll(t *testing.T) {
+	silentTo := func(kinds ...requestType) func(*fakeRequest) *fakeAnswer {
+		return func(r *fakeRequest) *fakeAnswer {
+			if slices.Contains(kinds, r.kind) {
+				return r.silence()
+			}
+			return nil
+		}
+	}
+	overloaded := func(r *fakeRequest) *fakeAnswer {
+		if r.kind == requestProduce {
+			return r.refuse("OVERLOADED", "busy")
+		}
+		return nil
+	}
+	slow := func(r *fakeRequest) *fakeAnswer {
+		a := r.honest()
+		a.after = 7 * time.Second
+		return a
+	}
+	hangUp := func(r *fakeRequest) *fakeAnswer {
+		if r.kind == requestProduce {
+			return r.hangUp()
+		}
+		return nil
+	}
+	stages := map[string]func(*fakeRequest) *fakeAnswer{
+		"no hello":            silentTo(requestClusterInfo),
+		"no metadata":         silentTo(requestMetadata),
+		"no answer":           silentTo(requestProduce),
+		"no answer to either": silentTo(requestProduce, requestMetadata),
+		"overloaded":          overloaded,
+		"slow":                slow,
+		"slow dial":           silentTo(requestProduce),
+		"hangs up":            hangUp,
+	}
+	const limit = 10 * time.Second
+	for _, stage := range slices.Sorted(maps.Keys(stages)) {
+		for _, n := range []int{1, 3} {
+			t.Run(fmt.Sprint(stage, " ", n), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					brokers := cluster(t, n, 1)
+					for _, b := range brokers {
+						b.script = stages[stage]
+					}
+					dial := dialFakes(brokers...)
+					if stage == "slow dial" {
+						dial = slowly(dial, 4*time.Second)
+					}
+					c := faultClient(t, dial, WithBrokers(addrsOf(brokers)...))
+					producer := faultProducer(t, c, WithDeliveryTimeout(limit), WithRetries(1000))
+					check := func(start time.Time, err error) {
+						require.LessOrEqual(t, time.Since(start), limit)
+						if err == nil {
+							require.Equal(t, "slow", stage)
+						} else if stage != "overloaded" {
+							requireFault(t, err)
+						}
+						// Nothing comes behind.
+						synctest.Wait()
+						end := start.Add(limit)
+						<-time.After(time.Minute)
+						for _, b := range brokers {
+							for _, r := range b.asked(requestProduce) {
+								require.False(t, r.at.After(end), "sent %v after the end", r.at.Sub(end))
+							}
+						}
+					}
+					start := time.Now()
+					_, _, err := producer.SendMessage(t.Context(), to0("a"))
+					check(start, err)
+
+					ms := make([]*Message, 20)
+					for i := range ms {
+						ms[i] = to0("b")
+					}
+					start = time.Now()
+					check(start, producer.SendMessages(t.Context(), ms))
+
+					// A context that ends before ends it before.
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					start = time.Now()
+					_, _, err = producer.SendMessage(ctx, to0("a"))
+					require.Error(t, err)
+					require.LessOrEqual(t, time.Since(start), time.Second)
+				})
+			})
+		}
+	}
+}
+
+// rawPeer speaks to a broker without a client.
+type rawPeer struct {
+	t  testing.TB
+	nc net.Conn
+	in *frameReader
+}
+
+func newRawPeer(t testing.TB, nc net.Conn) *rawPeer {
+	t.Cleanup(func() { nc.Close() })
+	return &rawPeer{t: t, nc: nc, in: &frameReader{r: nc, limit: 1 << 30}}
+}
+
+// dialPeer connects in memory.
+func dialPeer(t testing.TB, b *Broker) *rawPeer {
+	t.Helper()
+	nc, err := b.Dial(t.Context(), "tcp", "")
+	require.NoError(t, err)
+	return newRawPeer(t, nc)
+}
+
+// send writes, in the background: the broker may have stopped reading.
+func (p *rawPeer) send(text string) {
+	go func() { _, _ = p.nc.Write([]byte(text)) }()
+}
+
+// answer reads one answer, within a minute. The error is the connection's end.
+func (p *rawPeer) answer() (*wireResponse, error) {
+	p.t.Helper()
+	require.NoError(p.t, p.nc.SetReadDeadline(time.Now().Add(time.Minute)))
+	frame, err := p.in.next()
+	if err != nil {
+		require.NotErrorIs(p.t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
+		return nil, err
+	}
+	r := new(wireResponse)
+	require.NoError(p.t, r.decode(bytes.Clone(frame)))
+	return r, nil
+}
+
+// mustAnswer reads one answer to the request of this ID.
+func (p *rawPeer) mustAnswer(id string) *wireResponse {
+	p.t.Helper()
+	r, err := p.answer()
+	require.NoError(p.t, err)
+	require.Equal(p.t, id, string(r.id))
+	return r
+}
+
+// requireEnd fails unless the connection is over, with nothing more to read.
+func (p *rawPeer) requireEnd() {
+	p.t.Helper()
+	_, err := p.answer()
+	require.Error(p.t, err)
+}
+
+// requireServed fails unless the peer's next request is answered.
+func (p *rawPeer) requireServed() {
+	p.t.Helper()
+	p.send(`{"request_id":"served","request_type":4}` + "\n")
+	require.True(p.t, p.mustAnswer("served").success)
+}
+
+// requireUnharmed fails unless a client of the broker works.
+func requireUnharmed(t testing.TB, b *Broker, c *Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, offset, err := faultProducer(t, c).SendMessage(ctx, to0("unharmed"))
+	require.NoError(t, err)
+	require.Equal(t, "unharmed", storedFrom(t, b, 0, offset)[0])
+}
+
+// malformed is what is no request, and what it is answered with before the broker
+// hangs up.
+var malformed = map[string]errorCode{
+	"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03": "MALFORMED", // TLS
+	"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n":    "MALFORMED",
+	"\x00":                    "MALFORMED",
+	"}":                       "MALFORMED",
+	"]":                       "MALFORMED",
+	"tru\n":                   "MALFORMED",
+	"1 2\n":                   "MALFORMED",
+	"\"open\n":                "MALFORMED",
+	"{]":                      "MALFORMED",
+	"{\"request_id\":\"1\",}": "MALFORMED",
+	"{\"request_id\":\"1\",\"request_type\":4,\"payload\":{]}}":                  "MALFORMED",
+	"{\"request_id\":\"1\",\"request_type\":0,\"payload\":{\"topic\":\"t\",}}":   "MALFORMED",
+	"{\"request_id\":\"1\",\"request_type\":1,\"payload\":{\"topic\":tt}}":       "MALFORMED",
+	"{\"request_id\":\"1\" \"request_type\":4}":                                  "MALFORMED",
+	strings.Repeat("[", 1000):                                                    "MALFORMED",
+	strings.Repeat("{\"a\":", 1000):                                              "MALFORMED",
+	"{\"request_id\":\"" + strings.Repeat("x", 100_000):                          "MESSAGE_TOO_LARGE",
+	"{\"payload\":{\"key\":\"" + strings.Repeat("\\\"", 50_000):                  "MESSAGE_TOO_LARGE",
+	"\"" + strings.Repeat("x", 100_000):                                          "MESSAGE_TOO_LARGE",
+	strings.Repeat("1", 100_000):                                                 "MESSAGE_TOO_LARGE",
+	"{\"request_id\":\"1\",\"payload\":" + strings.Repeat(" ", 100_000):          "MESSAGE_TOO_LARGE",
+	"{\"request_id\":\"1\",\"payload\":[" + strings.Repeat("1,", 50_000) + "1]}": "MESSAGE_TOO_LARGE",
+}
+
+// TestMalformedInputIsAnswered sends what cannot be understood, alone or with much
+// behind it that nobody is going to read. It is answered before the connection is
+// closed, in memory and on a socket, where closing while bytes wait to be read would
+// destroy an answer that is on its way. Others do not notice.
+func TestMalformedInputIsAnswered(t *testing.T) {
+	b := faultBroker(t, 1, WithMaxFrameBytes(64<<10))
+	addr, err := b.Listen("127.0.0.1:0")
+	require.NoError(t, err)
+	c := faultClient(t, b.Dial)
+	for _, where := range []string{"memory", "tcp"} {
+		for _, input := range slices.Sorted(maps.Keys(malformed)) {
+			for _, behind := range []int{0, 300_000} {
+				nc, err := b.Dial(t.Context(), "tcp", "")
+				if where == "tcp" {
+					nc, err = new(net.Dialer).DialContext(t.Context(), "tcp", addr.String())
+				}
+				require.NoError(t, err)
+				p := newRawPeer(t, nc)
+				p.requireServed()
+				name := fmt.Sprintf("%s: %.60q and %d bytes", where, input, behind)
+				sent := make(chan error, 1)
+				go func() {
+					_, err := nc.Write([]byte(input + strings.Repeat("x", behind)))
+					sent <- err
+				}()
+				r, err := p.answer()
+				require.NoError(t, err, name)
+				require.False(t, r.success, name)
+				require.Equal(t, malformed[input], r.errCode, name)
+				require.NotEmpty(t, r.errText)
+				p.requireEnd()
+				require.NoError(t, <-sent, name) // It was not cut short, which is what destroys answers.
+				nc.Close()
+			}
+		}
+	}
+	requireUnharmed(t, b, c)
+}
+
+// TestNoRequestIsAnswered sends JSON that is no request, or one that makes no sense:
+// it is refused, by its ID if it has one, and the connection lives on.
+func TestNoRequestIsAnswered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		p := dialPeer(t, b)
+		for _, tc := range []struct {
+			input, id string
+			v0        bool
+		}{
+			{input: "5\n"},
+			{input: "-1.5e3\n"},
+			{input: "true\n"},
+			{input: "null\n"},
+			{input: "\"request\"\n"},
+			{input: "[]"},
+			{input: "[{\"request_id\":\"1\"}]"},
+			{input: "{}"},
+			{input: "{\"request_id\":7}"},
+			{input: "{\"request_id\":null,\"request_type\":4.5}"},
+			{input: "{\"request_id\":\"a\",\"request_type\":\"4\"}", id: "a"},
+			{input: "{\"request_id\":\"b\",\"request_type\":99}", id: "b"},
+			{input: "{\"request_id\":\"c\",\"request_type\":-5}", id: "c"},
+			{input: "{\"request_id\":\"d\",\"request_type\":1e400}", id: "d"},
+			{input: "{\"request_id\":\"e\",\"request_type\":5,\"payload\":[]}", id: "e"},
+			{input: "{\"request_id\":\"f\",\"request_type\":0,\"payload\":{\"topic\":1}}", id: "f"},
+			{input: "{\"request_id\":\"g\",\"request_type\":1,\"payload\":{\"topic\":\"t\",\"offset\":\"0\"}}", id: "g"},
+			{input: "{\"request_id\":\"h\",\"type\":5,\"payload\":\"!\"}", id: "h", v0: true},
+			{input: "{\"request_id\":\"i\",\"type\":1,\"payload\":\"bm90aGluZw==\"}", id: "i", v0: true},
+			{input: "{\"request_id\":\"\\u0022\\n\",\"type\":99,\"payload\":\"\"}", id: "\"\n", v0: true},
+		} {
+			p.send(tc.input)
+			r, err := p.answer()
+			require.NoError(t, err, tc.input)
+			require.False(t, r.success, tc.input)
+			require.Equal(t, tc.id, string(r.id), tc.input)
+			require.NotEmpty(t, r.errText, tc.input)
+			require.NotEmpty(t, r.errCode, tc.input)
+			require.Equal(t, tc.v0, r.form == ProtocolV0, tc.input)
+			p.requireServed()
+		}
+	})
+}
+
+// TestDamagedRequests sends requests of which some bytes were changed. Each is answered
+// or the connection ends; the broker goes on.
+func TestDamagedRequests(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1, WithMaxFrameBytes(64<<10))
+		c := faultClient(t, b.Dial)
+		random := rand.New(rand.NewPCG(1, 2))
+		var frames [][]byte
+		for _, form := range []Protocol{ProtocolV1, ProtocolV0} {
+			for _, req := range []request{
+				&produceRequest{Topic: faultTopic, Key: []byte("key"), Value: []byte("value"), Headers: map[string]string{"a": "b"}, ID: "id"},
+				&fetchRequest{Topic: faultTopic, MaxBytes: 100, MaxMessages: 10, MaxWaitMs: 1000},
+				&metadataRequest{Topics: []string{faultTopic}},
+				&listOffsetsRequest{Topic: faultTopic, Partitions: []int32{0}, Timestamp: 5},
+				&createTopicRequest{Name: "new", Partitions: 2, Config: map[string]string{"retention.hours": "1"}},
+			} {
+				frame, err := appendRequest(nil, form, "id", req.kind(), req)
+				require.NoError(t, err)
+				frames = append(frames, frame)
+			}
+		}
+		p := dialPeer(t, b)
+		answered, ended := 0, 0
+		for i := range 3000 {
+			frame := bytes.Clone(frames[i%len(frames)])
+			for range 1 + random.IntN(3) {
+				at := random.IntN(len(frame) - 1)
+				switch random.IntN(4) {
+				case 0:
+					frame[at] = byte(random.Uint32())
+				case 1:
+					frame[at] = "{}[]\",:\\0n-"[random.IntN(11)]
+				case 2:
+					frame = slices.Delete(frame, at, at+1)
+				case 3:
+					frame = slices.Insert(frame, at, "{}[]\",:\\0n-"[random.IntN(11)])
+				}
+			}
+			// What may have been left open is closed, so that the frame ends.
+			closing := strings.Repeat("}]", maxNesting)
+			p.send(string(frame) + closing + "\"" + closing + "\n")
+			if _, err := p.answer(); err == nil {
+				answered++
+			} else {
+				ended++
+			}
+			// It may be anywhere in what was sent, so the next one comes afresh.
+			p.nc.Close()
+			p = dialPeer(t, b)
+		}
+		require.Greater(t, answered, 2500, "%d ended without an answer", ended)
+		requireUnharmed(t, b, c)
+	})
+}
+
+// TestSlowFrames holds how long a frame may take to come: whoever sends a byte now and
+// then does not occupy a connection for ever, and is told. Silence between frames is
+// no fault, nor is sending one slowly.
+func TestSlowFrames(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		c := faultClient(t, b.Dial)
+		drip := func(p *rawPeer, text string, every time.Duration) {
+			for i := range len(text) {
+				if _, err := p.nc.Write([]byte(text[i : i+1])); err != nil {
+					return
+				}
+				<-time.After(every)
+			}
+		}
+		request := `{"request_id":"served","request_type":4}` + "\n"
+
+		slow := dialPeer(t, b)
+		for range 3 {
+			drip(slow, request, frameTimeout/time.Duration(len(request)+2))
+			require.True(t, slow.mustAnswer("served").success)
+		}
+		<-time.After(24 * time.Hour)
+		slow.requireServed()
+
+		loris := dialPeer(t, b)
+		start := time.Now()
+		go drip(loris, "{\"request_id\":\""+strings.Repeat("x", 1000), 10*time.Second)
+		require.NoError(t, loris.nc.SetReadDeadline(start.Add(time.Hour)))
+		frame, err := loris.in.next()
+		require.NoError(t, err)
+		require.Contains(t, string(frame), "MALFORMED")
+		loris.requireEnd()
+		require.InDelta(t, frameTimeout.Seconds(), time.Since(start).Seconds(), 2)
+
+		// A large frame that comes in pieces has no more time than a small one.
+		large := dialPeer(t, b)
+		start = time.Now()
+		go func() {
+			for piece := "{\"payload\":\""; ; piece = strings.Repeat("x", 10_000) {
+				if _, err := large.nc.Write([]byte(piece)); err != nil {
+					return
+				}
+				<-time.After(time.Second)
+			}
+		}()
+		require.NoError(t, large.nc.SetReadDeadline(start.Add(time.Hour)))
+		frame, err = large.in.next()
+		require.NoError(t, err)
+		require.Contains(t, string(frame), "MALFORMED")
+		require.InDelta(t, frameTimeout.Seconds(), time.Since(start).Seconds(), 2)
+
+		// Between whole frames too: each begun one has a time of its own.
+		mixed := dialPeer(t, b)
+		for range 100 {
+			_, err := mixed.nc.Write([]byte(request + request[:10]))
+			require.NoError(t, err)
+			require.True(t, mixed.mustAnswer("served").success)
+			<-time.After(frameTimeout / 2)
+			_, err = mixed.nc.Write([]byte(request[10:]))
+			require.NoError(t, err)
+			require.True(t, mixed.mustAnswer("served").success)
+		}
+		requireUnharmed(t, b, c)
+	})
+}
+
+// heapBytes is what is allocated and in use.
+func heapBytes() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// brokerConnCount is how many connections the broker serves.
+func brokerConnCount(b *Broker) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.conns)
+}
+
+// TestPeerThatNeverReads asks for much and reads nothing. What the broker keeps for it
+// is bounded, whether the fetches are answered at once or were held, and it is hung up
+// on when it has not read for a while. Others do not notice.
+func TestPeerThatNeverReads(t *testing.T) {
+	large := strings.Repeat("x", 50_000)
+	fetch := func(extra string) string {
+		return `{"request_id":"f","request_type":1,"payload":{"topic":"t","partition":0,"offset":0,"max_bytes":10000000` + extra + "}}\n"
+	}
+	v0 := `{"request_id":"f","type":1,"payload":"` +
+		base64.StdEncoding.EncodeToString([]byte(`{"topic":"t","partition":0,"offset":0,"max_bytes":10000000}`)) + "\"}\n"
+	for name, text := range map[string]string{
+		"at once": strings.Repeat(fetch(""), 3000),
+		"held":    strings.Repeat(fetch(`,"min_bytes":10000000,"max_wait_ms":5000`), 1000),
+		"v0":      strings.Repeat(v0, 3000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := faultBroker(t, 1)
+				c := faultClient(t, b.Dial)
+				for range 4 {
+					_, _, err := faultProducer(t, c).SendMessage(t.Context(), to0(large))
+					require.NoError(t, err)
+				}
+				conns, heap := brokerConnCount(b), heapBytes()
+				p := dialPeer(t, b)
+				// The more a peer sends, the more of it is read at once.
+				p.send(strings.Repeat(`{"request_id":"1","request_type":4}`+"\n", 10_000))
+				for range 10_000 {
+					p.mustAnswer("1")
+				}
+				p.send(text)
+				most := int64(0)
+				start := time.Now()
+				for brokerConnCount(b) > conns || time.Since(start) < time.Second {
+					requireUnharmed(t, b, c)
+					<-time.After(2 * time.Second)
+					most = max(most, heapBytes()-heap)
+					require.Less(t, time.Since(start), 5*time.Minute)
+				}
+				// An answer is 270 or 360 KB; all of them together would be 270 MB or more.
+				require.Less(t, most, int64(20<<20))
+				require.LessOrEqual(t, time.Since(start), 2*time.Minute)
+			})
+		})
+	}
+}
+
+// TestManyHeldFetches pipelines more fetches than a connection may have held. Those
+// above the limit are answered at once, the others when there is something; each once.
+func TestManyHeldFetches(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const fetches = 2000
+		b := faultBroker(t, 1)
+		c := faultClient(t, b.Dial)
+		require.NoError(t, c.Ping(t.Context()))
+		p := dialPeer(t, b)
+		var text strings.Builder
+		for i := range fetches {
+			fmt.Fprintf(&text, `{"request_id":"%d","request_type":1,"payload":{"topic":"t","partition":0,"offset":0,"max_wait_ms":20000}}`+"\n", i)
+		}
+		p.send(text.String())
+		seen := make(map[string]bool)
+		read := func() int {
+			r, err := p.answer()
+			require.NoError(t, err)
+			require.True(t, r.success)
+			require.False(t, seen[string(r.id)])
+			seen[string(r.id)] = true
+			resp := newFetchResponse()
+			require.NoError(t, decodePayload(r.payload, resp))
+			return len(resp.Messages)
+		}
+		start := time.Now()
+		for range fetches - maxHeld {
+			require.Zero(t, read())
+		}
+		require.Zero(t, time.Since(start))
+		<-time.After(time.Second)
+		p.requireServed()
+		requireUnharmed(t, b, c)
+		for range maxHeld {
+			require.Equal(t, 1, read())
+		}
+		require.Equal(t, time.Second, time.Since(start))
+		require.Len(t, seen, fetches)
+		p.requireServed()
+	})
+}
+
+// TestFormsOnOneConnection mixes both forms of the protocol on one connection. Answers
+// in the v0 form come in the order of their requests, whatever is held beside them.
+func TestFormsOnOneConnection(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		p := dialPeer(t, b)
+		v0 := func(id string, kind int, payload string) string {
+			return fmt.Sprintf(`{"request_id":"%s","type":%d,"payload":"%s"}`+"\n", id, kind, base64.StdEncoding.EncodeToString([]byte(payload)))
+		}
+		v1 := func(id string, kind int, payload string) string {
+			return fmt.Sprintf(`{"request_id":"%s","request_type":%d,"payload":%s}`+"\n", id, kind, payload)
+		}
+		held := `{"topic":"t","partition":1,"offset":0,"max_wait_ms":10000}`
+		p.send(v1("held 1", 1, held) +
+			v0("a", 0, `{"topic":"t","partition":0,"value":"eA=="}`) +
+			v1("held 2", 1, held) +
+			v0("b", 1, `{"topic":"t","partition":0,"offset":5,"max_wait_ms":10000}`) + // Refused, and never held.
+			v0("c", 1, `{"topic":"t","partition":0,"offset":-7}`) +
+			v1("now", 4, `{}`) +
+			v0("d", 99, `{}`) +
+			v0("e", 13, ``) +
+			v0("f", 1, `{"topic":"t","partition":0,"offset":1,"max_wait_ms":10000}`))
+		start := time.Now()
+		var v0Order, v1Order []string
+		for range 7 {
+			r, err := p.answer()
+			require.NoError(t, err)
+			if r.form == ProtocolV0 {
+				v0Order = append(v0Order, string(r.id))
+			} else {
+				v1Order = append(v1Order, string(r.id))
+			}
+		}
+		require.Equal(t, []string{"a", "b", "c", "d", "e", "f"}, v0Order)
+		require.Equal(t, []string{"now"}, v1Order)
+		require.Zero(t, time.Since(start))
+		p.send(v1("g", 0, `{"topic":"t","partition":1,"value":"eA=="}`) + v0("h", 0, `{"topic":"t","partition":0,"value":"eA=="}`))
+		var rest []string
+		for range 4 {
+			r, err := p.answer()
+			require.NoError(t, err)
+			require.True(t, r.success)
+			rest = append(rest, string(r.id))
+		}
+		require.ElementsMatch(t, []string{"g", "h", "held 1", "held 2"}, rest)
+	})
+}
+
+// TestTooManyConnections holds what a client makes of a broker that serves no more
+// connections: it says so, tries again, and gets in when there is room.
+func TestTooManyConnections(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1, WithConnectionLimit(1))
+		first := faultClient(t, b.Dial)
+		require.NoError(t, first.Ping(t.Context()))
+		second := faultClient(t, b.Dial)
+		start := time.Now()
+		_, _, err := faultProducer(t, second, WithDeliveryTimeout(5*time.Second)).SendMessage(t.Context(), to0("a"))
+		require.ErrorIs(t, err, ErrOverloaded)
+		requireFault(t, err)
+		require.LessOrEqual(t, time.Since(start), 5*time.Second)
+		requireUnharmed(t, b, first)
+		time.AfterFunc(5*time.Second, func() { first.Close() })
+		_, _, err = faultProducer(t, second).SendMessage(t.Context(), to0("b"))
+		require.NoError(t, err)
+	})
+}
+
+// TestFloodOfConnections has many peers connect, send garbage, half a request, or
+// nothing, and vanish in every way while a client works.
+func TestFloodOfConnections(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		c := faultClient(t, b.Dial)
+		requireUnharmed(t, b, c)
+		before := brokerConnCount(b)
+		random := rand.New(rand.NewPCG(3, 4))
+		inputs := append(slices.Sorted(maps.Keys(malformed)), "", "{", `{"request_id":"1","request_type":4}`, strings.Repeat("\n", 1000))
+		for range 300 {
+			p := dialPeer(t, b)
+			input := inputs[random.IntN(len(inputs))]
+			p.send(input)
+			switch random.IntN(3) {
+			case 0:
+				synctest.Wait()
+				p.nc.Close()
+			case 1:
+				p.nc.Close()
+			case 2: // It stays.
+			}
+			if random.IntN(10) == 0 {
+				requireUnharmed(t, b, c)
+			}
+		}
+		requireUnharmed(t, b, c)
+		// What is malformed or never becomes a frame is gone after a while.
+		<-time.After(2 * frameTimeout)
+		require.Less(t, brokerConnCount(b)-before, 60)
+		requireUnharmed(t, b, c)
+	})
+}
+
+// TestCloseUnderFaults closes a client while its broker fails in one of many ways and
+// calls are under way. Close is bounded, and every call has ended when it returns.
+func TestCloseUnderFaults(t *testing.T) {
+	silent := func(kinds ...requestType) func(*fakeRequest) *fakeAnswer {
+		return func(r *fakeRequest) *fakeAnswer {
+			if len(kinds) == 0 || slices.Contains(kinds, r.kind) {
+				return r.silence()
+			}
+			return nil
+		}
+	}
+	faults := map[string]func(b *fakeBroker){
+		"none":        func(*fakeBroker) {},
+		"down":        func(b *fakeBroker) { b.setDown(true) },
+		"black hole":  func(b *fakeBroker) { b.addr = "elsewhere.invalid:1" },
+		"no hello":    func(b *fakeBroker) { b.script = silent() },
+		"no metadata": func(b *fakeBroker) { b.script = silent(requestMetadata) },
+		"no answer":   func(b *fakeBroker) { b.script = silent(requestProduce, requestFetch, requestListOffsets) },
+		"overloaded": func(b *fakeBroker) {
+			b.script = func(r *fakeRequest) *fakeAnswer { return r.refuse("OVERLOADED", "busy") }
+		},
+		"hangs up": func(b *fakeBroker) {
+			b.script = func(r *fakeRequest) *fakeAnswer { return r.hangUp() }
+		},
+	}
+	for name, fault := range faults {
+		for _, v0 := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " ", v0), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					b := cluster(t, 1, 1)[0]
+					b.v0Only = v0
+					addr := b.addr
+					fault(b)
+					c := faultClient(t, dialFakes(b), WithBrokers(addr))
+					producer := faultProducer(t, c, WithRetries(1000))
+					pc := faultConsumer(t, c)
+					var running sync.WaitGroup
+					running.Go(func() {
+						for range pc.Messages() {
+						}
+					})
+					running.Go(func() {
+						for {
+							if _, _, err := producer.SendMessage(t.Context(), to0("a")); errors.Is(err, ErrClosed) {
+								return
+							}
+							<-time.After(time.Millisecond)
+						}
+					})
+					running.Go(func() { _ = producer.SendMessages(t.Context(), []*Message{to0("a"), to0("b")}) })
+					running.Go(func() { _, _ = c.Admin().ListTopics(t.Context()) })
+					running.Go(func() { _ = c.Ping(t.Context()) })
+					<-time.After(700 * time.Millisecond)
+					start := time.Now()
+					require.NoError(t, pc.Close())
+					require.Zero(t, time.Since(start))
+					_ = c.Close() // It may say that sends were still under way.
+					require.LessOrEqual(t, time.Since(start), closeTimeout+time.Second)
+					closed := time.Now()
+					running.Wait()
+					require.LessOrEqual(t, time.Since(closed), time.Second)
+				})
+			})
+		}
+	}
 }

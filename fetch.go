@@ -323,10 +323,7 @@ func (f *fetcher) locate(e *epoch) (int64, error) {
 	f.setState(stateStarting, nil)
 	at := position
 	if !s.time.IsZero() {
-		at = s.time.UnixMilli()
-		if at < 0 {
-			at = OffsetOldest // Before any message: negative times name the ends.
-		}
+		at = wireTime(s.time)
 	}
 	position, err := f.client.listOffset(e.ctx, f.topic, f.partition, at)
 	if errors.Is(err, ErrUnsupported) && s.time.IsZero() {

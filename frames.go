@@ -2,6 +2,7 @@ package robust
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -102,7 +103,14 @@ func (f *frameReader) line() ([]byte, error) {
 		if seen > f.limit {
 			return nil, f.tooLarge()
 		}
-		if err := f.fill(true); err != nil {
+		err := f.fill(true)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			// The stream's end is the line's end as well.
+			frame := f.buf[f.start:f.end]
+			f.start = f.end
+			return frame, nil
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

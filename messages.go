@@ -2,7 +2,9 @@ package robust
 
 import (
 	"fmt"
+	"math"
 	"strconv"
+	"time"
 )
 
 // requestType numbers the requests as the specification documents them (v1).
@@ -390,6 +392,19 @@ type listOffsetsRequest struct {
 	Topic      string  `json:"topic"`
 	Partitions []int32 `json:"partitions,omitempty"` // none: all
 	Timestamp  int64   `json:"timestamp"`
+}
+
+// wireTime is a time as ListOffsets has it. Times before 1970, whose numbers name the
+// ends, are before any message.
+func wireTime(t time.Time) int64 {
+	switch {
+	case t.Before(time.UnixMilli(0)):
+		return OffsetOldest
+	case t.After(time.UnixMilli(math.MaxInt64)):
+		return math.MaxInt64
+	default:
+		return t.UnixMilli()
+	}
 }
 
 type listOffsetsResponse struct {

@@ -43,7 +43,7 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 		return nil, err
 	}
 	p := &SyncProducer{client: c, cfg: cfg, closing: make(chan struct{}), idle: make(chan struct{})}
-	if err := c.register(p); err != nil {
+	if err := c.register(p, nil); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -443,6 +443,10 @@ func (p *SyncProducer) Shutdown(ctx context.Context) error {
 		p.mu.Lock()
 		sends := p.sends
 		p.mu.Unlock()
+		if sends == 0 {
+			p.client.unregister(p)
+			return nil
+		}
 		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: endOf(ctx)}
 	}
 }

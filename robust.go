@@ -106,7 +106,8 @@ type Message struct {
 	Key []byte `json:"key"`
 	// Value is the content. Nil and empty are different and both are kept.
 	Value []byte `json:"value"`
-	// Headers travel with the message; they are not ordered.
+	// Headers travel with the message; they are not ordered. In JSON they are
+	// UTF-8: other bytes, there and in ID, arrive as U+FFFD.
 	Headers map[string]string `json:"headers,omitempty"`
 	// Timestamp is in Unix milliseconds. 0 is replaced by the time of sending.
 	Timestamp int64 `json:"timestamp"`
