@@ -109,16 +109,7 @@ func (c *brokerConn) read() (fault error, told bool) {
 	for {
 		frame, err := c.in.next()
 		if err != nil {
-			if errors.Is(err, ErrMalformed) || errors.Is(err, ErrMessageTooLarge) {
-				return err, false
-			}
-			if errors.Is(err, io.ErrUnexpectedEOF) {
-				return fmt.Errorf("%w: the stream ended within a frame", ErrMalformed), false
-			}
-			if errors.Is(err, os.ErrDeadlineExceeded) && !c.service.draining() {
-				return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout), false
-			}
-			return nil, false
+			return c.readFault(err), false
 		}
 		c.frames++
 		if err := req.decode(frame); err != nil {
@@ -138,6 +129,21 @@ func (c *brokerConn) read() (fault error, told bool) {
 		if c.out.room(maxUnread) != nil && c.drain() != nil {
 			return nil, false //nolint:nilerr // the peer is gone, there is nobody to tell
 		}
+	}
+}
+
+// readFault tells what of a failure to read is the peer's fault, and worth an answer;
+// nil if it has only hung up, or the broker ends.
+func (c *brokerConn) readFault(err error) error {
+	switch {
+	case errors.Is(err, ErrMalformed), errors.Is(err, ErrMessageTooLarge):
+		return err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: the stream ended within a frame", ErrMalformed)
+	case errors.Is(err, os.ErrDeadlineExceeded) && !c.service.draining():
+		return fmt.Errorf("%w: frame was not complete within %v", ErrMalformed, frameTimeout)
+	default:
+		return nil
 	}
 }
 
