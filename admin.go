@@ -32,14 +32,6 @@ type PartitionMetadata struct {
 	Replicas []string
 }
 
-// GroupInfo is a consumer group as ListGroups shows it.
-type GroupInfo struct {
-	ID         string
-	State      string
-	Generation int64
-	Members    []string
-}
-
 // ClusterInfo describes the cluster.
 type ClusterInfo struct {
 	ID      string
@@ -153,19 +145,6 @@ func (a *AdminClient) ListOffsets(ctx context.Context, topic string, at time.Tim
 	return a.client.listOffsets(ctx, topic, nil, wireTime(at))
 }
 
-// ListGroups returns the cluster's consumer groups.
-func (a *AdminClient) ListGroups(ctx context.Context) ([]GroupInfo, error) {
-	var resp listGroupsResponse
-	if err := a.client.ask(ctx, route{repeatable: true}, &listGroupsRequest{}, &resp); err != nil {
-		return nil, err
-	}
-	groups := make([]GroupInfo, 0, len(resp.Groups))
-	for _, g := range resp.Groups {
-		groups = append(groups, GroupInfo{ID: g.GroupID, State: g.State, Generation: g.Generation, Members: g.Members})
-	}
-	return groups, nil
-}
-
 // ClusterInfo describes the cluster.
 func (a *AdminClient) ClusterInfo(ctx context.Context) (*ClusterInfo, error) {
 	var resp clusterInfoResponse
@@ -189,12 +168,6 @@ func (a *AdminClient) NodeJoin(ctx context.Context, id, addr string) error {
 // NodeLeave takes out what NodeJoin has recorded.
 func (a *AdminClient) NodeLeave(ctx context.Context, id string) error {
 	return a.client.ask(ctx, route{}, &nodeLeaveRequest{NodeID: id}, &nodeLeaveResponse{})
-}
-
-// Rebalance has a consumer group assign its partitions anew, or every group if
-// groupID is empty; [ErrGroupNotFound].
-func (a *AdminClient) Rebalance(ctx context.Context, groupID string) error {
-	return a.client.ask(ctx, route{repeatable: true}, &rebalanceRequest{GroupID: groupID}, &rebalanceResponse{})
 }
 
 // Close does nothing: the handle owns nothing. It is here because the specification

@@ -51,9 +51,11 @@ var layerOrder = []string{
 	"client.go",
 	// handles
 	"producer.go",
+	"async.go",
 	"fetch.go",
 	"consumer.go",
 	"admin.go",
+	"group.go",
 	// broker
 	"broker_options.go",
 	"broker_memory.go",
