@@ -1873,8 +1873,8 @@ func TestBrokerRestarts(t *testing.T) {
 			require.NoError(t, b.Shutdown(ctx))
 		}
 		b = open()
-		_, err := b.Listen(addr)
-		require.NoError(t, err)
+		// Somebody else's connection may have the port for a moment.
+		waitUntil(t, ctx, func() bool { _, err := b.Listen(addr); return err == nil })
 		round.Add(1)
 	}
 	running.Wait()
