@@ -100,7 +100,8 @@ func (c *Client) Ping(ctx context.Context) error {
 
 // Close closes every handle as its own Close would, then the connections, and then
 // the broker of [WithEmbeddedBroker]. Calls under way fail with [ErrClosed]. It may
-// be called more than once and concurrently; every call returns when all is closed.
+// be called more than once and concurrently; every call returns when all is closed. A
+// dialer, a partitioner or a log handler must not call it and wait: it waits for them.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
