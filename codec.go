@@ -233,7 +233,7 @@ func (r *produceResponse) append(dst []byte) []byte {
 }
 
 func (r *produceResponse) scan(b []byte) bool {
-	var v produceResponse
+	v := produceResponse{Partition: r.Partition, Offset: r.Offset} // Left out, they stay.
 	s := scanner{b: b}
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
 		switch string(key) {

@@ -765,9 +765,6 @@ func TestDamagedAnswers(t *testing.T) {
 		damage := all[name]
 		bubble(t, func(t *testing.T) {
 			for _, kind := range kinds {
-				if kind == requestProduce && name == "empty payload" {
-					continue // It reads as partition 0, offset 0.
-				}
 				damagedOnce(t, fmt.Sprint("first ", kind, " ", name), kind, damage)
 				damagedAlways(t, fmt.Sprint("every ", kind, " ", name), kind, damage)
 			}
