@@ -654,6 +654,21 @@ func TestShutdownIdleProducer(t *testing.T) {
 	}
 }
 
+// Brokers without codes are understood by their words.
+func TestConditionByText(t *testing.T) {
+	for text, want := range map[string]error{
+		"partition 9 not found":   ErrPartitionNotFound,
+		"Partition not found":     ErrPartitionNotFound,
+		"topic not found: orders": ErrTopicNotFound,
+		"not found, partition":    nil,
+		"disk on fire":            nil,
+	} {
+		err := &BrokerError{Message: text, condition: conditionOf("", text)}
+		require.Equal(t, want, err.Unwrap(), text)
+		require.Equal(t, want == nil, retriable(err), text)
+	}
+}
+
 func TestWireTime(t *testing.T) {
 	require.Equal(t, OffsetOldest, wireTime(time.Time{}))
 	require.Equal(t, OffsetOldest, wireTime(time.UnixMilli(-1)))

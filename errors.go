@@ -64,7 +64,8 @@ const (
 )
 
 // errorCodes pairs each condition that a broker can answer with its code and
-// with the phrases by which brokers without codes are understood. The order
+// with the phrases by which brokers without codes are understood; a * in them
+// stands for anything. The order
 // matters for the phrases: the first that matches wins.
 var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	err     error
@@ -72,7 +73,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	phrases []string
 }{
 	{ErrTopicNotFound, "TOPIC_NOT_FOUND", []string{"topic not found", "unknown topic"}},
-	{ErrPartitionNotFound, "PARTITION_NOT_FOUND", []string{"partition not found", "invalid partition", "unknown partition"}},
+	{ErrPartitionNotFound, "PARTITION_NOT_FOUND", []string{"partition*not found", "invalid partition", "unknown partition"}},
 	{ErrTopicExists, "TOPIC_EXISTS", []string{"already exists"}},
 	{ErrOffsetOutOfRange, "OFFSET_OUT_OF_RANGE", []string{"out of range", "invalid offset"}},
 	{ErrMessageTooLarge, "MESSAGE_TOO_LARGE", []string{"too large"}},
@@ -116,7 +117,8 @@ func conditionOf(code errorCode, text string) error {
 	text = strings.ToLower(text)
 	for i := range errorCodes {
 		for _, phrase := range errorCodes[i].phrases {
-			if strings.Contains(text, phrase) {
+			before, after, _ := strings.Cut(phrase, "*")
+			if _, rest, ok := strings.Cut(text, before); ok && strings.Contains(rest, after) {
 				return errorCodes[i].err
 			}
 		}
