@@ -59,12 +59,18 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 	if b.storage == nil {
 		b.storage, b.ownsStore = NewMemoryStorage(), true
 	}
+	groups := newCoordinator(b.storage, b.warn)
 	b.service = &service{
 		cfg: &b.cfg, clusterID: uuid.NewString(), warn: b.warn,
-		topics:  newTopicSet(&b.cfg, b.storage),
+		topics: newTopicSet(&b.cfg, b.storage, groups.setTopics), groups: groups,
 		drained: make(chan struct{}), nodes: make(map[string]string),
 	}
-	if err := b.service.topics.load(context.Background()); err != nil {
+	err := b.service.topics.load(context.Background())
+	if err == nil {
+		err = groups.load(context.Background())
+	}
+	if err != nil {
+		groups.close()
 		return nil, errors.Join(err, b.service.topics.close(), b.closeStorage())
 	}
 	b.running.Go(b.expireLoop)
@@ -235,6 +241,9 @@ func (b *Broker) expireLoop() {
 			b.service.topics.expire(now, func(p *partition, err error) {
 				b.warn.warn("retention failed", fmt.Sprint(p.topic, "/", p.id), "topic", p.topic, "partition", p.id, "error", err)
 			})
+			ctx, cancel := context.WithTimeout(context.Background(), retentionInterval)
+			b.service.groups.sweep(ctx)
+			cancel()
 		case <-b.service.drained:
 			return
 		}
@@ -299,6 +308,7 @@ func (b *Broker) Close() error {
 // finish closes topics and storage, once.
 func (b *Broker) finish() error {
 	b.closing.Do(func() {
+		b.service.groups.close()
 		b.closeErr = errors.Join(b.service.topics.close(), b.closeStorage())
 	})
 	return b.closeErr

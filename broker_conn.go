@@ -20,9 +20,13 @@ const (
 	// maxUnread is how many bytes of answers may wait for a peer to read them
 	// before no more of its requests are read.
 	maxUnread = 1 << 20
-	// maxHeld is how many fetches of one connection are held at a time; one more
-	// is answered at once.
+	// maxHeld is how many fetches and heartbeats of one connection are held at a
+	// time; one more is answered at once.
 	maxHeld = 1024
+	// maxGrouping is how many requests about groups of one connection are under way
+	// at a time before no more of its requests are read; heartbeats that are held
+	// count as held.
+	maxGrouping = 64
 	// maxAppends is how many produces of one connection wait for the storage at a
 	// time before no more of its requests are read.
 	maxAppends = 4096
@@ -43,11 +47,12 @@ type brokerConn struct {
 	done    chan struct{}  // closed when serve stops reading
 	held    sync.WaitGroup // goroutines of held fetches, and appends under way
 	appends chan struct{}  // holds a token for each append under way
-	// answering holds a token while a held fetch is answered.
+	// answering holds a token while something that was held is answered.
 	answering chan struct{}
-	scratch   []byte      // serve's buffer for answers
-	frames    int         // read so far
-	timing    frameTiming // of the frame that has begun
+	grouping  chan struct{} // holds a token for each request about groups under way
+	scratch   []byte        // serve's buffer for answers
+	frames    int           // read so far
+	timing    frameTiming   // of the frame that has begun
 
 	mu        sync.Mutex  // guards the following
 	heldCount int         // fetches held
@@ -75,6 +80,7 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 		done:      make(chan struct{}),
 		appends:   make(chan struct{}, maxAppends),
 		answering: make(chan struct{}, 1),
+		grouping:  make(chan struct{}, maxGrouping),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.in.beforeRead = c.beforeRead
@@ -212,10 +218,41 @@ func (c *brokerConn) handle(req *wireRequest) error {
 	case requestFetch:
 		return c.fetch(req, slot)
 	default:
-		resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)
-		c.reply(slot, req.form, req.id, resp, err)
-		return err
 	}
+	later, err := c.service.groupRequest(req, c.hold)
+	switch {
+	case err != nil:
+		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		return err
+	case later != nil:
+		c.answerLater(later, slot, req.form, req.id)
+		return nil
+	}
+	resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)
+	c.reply(slot, req.form, req.id, resp, err)
+	return err
+}
+
+// answerLater answers a request about groups in a goroutine of its own: the storage
+// may be asked, and a heartbeat held.
+func (c *brokerConn) answerLater(later *groupCall, slot *v0Answer, form Protocol, id string) {
+	done := c.unhold
+	if !later.held {
+		c.grouping <- struct{}{}
+		done = func() { <-c.grouping }
+	}
+	c.held.Go(func() {
+		defer done()
+		resp, err := later.answer(c.ctx, c.done)
+		// As in answerHeld: answers may be large.
+		c.answering <- struct{}{}
+		defer func() { <-c.answering }()
+		if c.drain() != nil {
+			return // The peer is gone, which serve notices.
+		}
+		c.queue(slot, c.encode(nil, form, id, resp, err))
+		_ = c.out.flush() // As above.
+	})
 }
 
 func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
@@ -257,6 +294,9 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		return err
 	}
 	f, enough, err := c.service.fetch(c.ctx, q, req.lockStep)
+	if req.lockStep {
+		c.service.groups.fetched(TopicPartition{q.Topic, q.Partition})
+	}
 	if enough || q.MaxWaitMs <= 0 || req.lockStep || !c.hold() {
 		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
 		f.release()
@@ -267,9 +307,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	c.held.Go(func() {
 		c.service.await(c.ctx, q, c.done)
 		c.answerHeld(q, form, id)
-		c.mu.Lock()
-		c.heldCount--
-		c.mu.Unlock()
+		c.unhold()
 	})
 	return nil
 }
@@ -298,6 +336,12 @@ func (c *brokerConn) hold() bool {
 	}
 	c.heldCount++
 	return true
+}
+
+func (c *brokerConn) unhold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heldCount--
 }
 
 // reply queues an answer, which leaves with the next flush. Only serve calls it, or

@@ -23,7 +23,7 @@ const (
 
 // features are what this broker announces.
 func features() []string {
-	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords}
+	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups}
 }
 
 // service answers the requests of every connection.
@@ -31,6 +31,7 @@ type service struct {
 	cfg       *brokerConfig
 	clusterID string
 	topics    *topicSet
+	groups    *coordinator
 	warn      *warner
 	drained   chan struct{} // closed when the broker begins to end
 
@@ -62,7 +63,7 @@ func decodeAnd[R any](ctx context.Context, payload []byte, f func(context.Contex
 }
 
 // answer answers every request but Produce and Fetch, which the connection hands to
-// produce and fetch. The response is never nil. host is where the connection that
+// produce and fetch, and those about groups, which it hands to groupRequest. The response is never nil. host is where the connection that
 // asks was accepted.
 func (s *service) answer(ctx context.Context, kind requestType, number int, payload []byte, host string) (response, error) {
 	switch kind {
@@ -74,8 +75,6 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 		return decodeAnd(ctx, payload, s.listTopics)
 	case requestMetadata:
 		return decodeAnd(ctx, payload, s.topicMetadata)
-	case requestListGroups:
-		return decodeAnd(ctx, payload, s.listGroups)
 	case requestClusterInfo:
 		return decodeAnd(ctx, payload, func(_ context.Context, _ *clusterInfoRequest) (response, error) {
 			return s.clusterInfo(host), nil
@@ -84,17 +83,15 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 		return decodeAnd(ctx, payload, s.nodeJoin)
 	case requestNodeLeave:
 		return decodeAnd(ctx, payload, s.nodeLeave)
-	case requestRebalance:
-		return decodeAnd(ctx, payload, s.rebalance)
 	case requestListOffsets:
 		return decodeAnd(ctx, payload, s.listOffsets)
 	case requestAlterTopic:
 		return decodeAnd(ctx, payload, s.alterTopic)
 	case requestDeleteRecords:
 		return decodeAnd(ctx, payload, s.deleteRecords)
-	case requestJoinGroup, requestLeaveGroup, requestSyncGroup, requestCommitOffset, requestFetchOffset, requestHeartbeat:
-		return &plainResponse{}, fmt.Errorf("%w: %s: this broker has no consumer groups", ErrUnsupported, kind)
-	case requestProduce, requestFetch, requestUnknown:
+	case requestJoinGroup, requestLeaveGroup, requestSyncGroup, requestCommitOffset, requestFetchOffset, requestHeartbeat,
+		requestListGroups, requestRebalance, requestDescribeGroup, requestDeleteGroup, requestResetOffsets,
+		requestProduce, requestFetch, requestUnknown:
 	}
 	return &plainResponse{}, fmt.Errorf("%w: unknown request type %d", ErrUnsupported, number)
 }
@@ -414,17 +411,6 @@ func (s *service) topicMetadata(ctx context.Context, req *metadataRequest) (resp
 		resp.Topics = append(resp.Topics, described)
 	}
 	return resp, missing
-}
-
-func (s *service) listGroups(context.Context, *listGroupsRequest) (response, error) {
-	return &listGroupsResponse{Groups: []groupMetadata{}}, nil
-}
-
-func (s *service) rebalance(_ context.Context, req *rebalanceRequest) (response, error) {
-	if req.GroupID != "" {
-		return &rebalanceResponse{}, fmt.Errorf("%w: %s", ErrGroupNotFound, shorten(req.GroupID))
-	}
-	return &rebalanceResponse{}, nil // Every one of no groups.
 }
 
 // clusterInfo describes the broker, and the nodes that said they joined.

@@ -13,13 +13,23 @@ import (
 // NewMemoryStorage returns a [Storage] that keeps everything in memory. Given to one
 // broker after another with [WithStorage], it outlives them.
 func NewMemoryStorage() Storage {
-	return &memoryStorage{topics: make(map[string]StoredTopic), logs: make(map[memoryKey]*memoryLog)}
+	return &memoryStorage{
+		topics: make(map[string]StoredTopic), logs: make(map[memoryKey]*memoryLog),
+		groups: make(map[string]*memoryGroup),
+	}
 }
 
 type memoryStorage struct {
 	mu     sync.Mutex // guards the following
 	topics map[string]StoredTopic
 	logs   map[memoryKey]*memoryLog
+	groups map[string]*memoryGroup
+}
+
+// memoryGroup is what is kept of a group; offsets by topic ID and partition.
+type memoryGroup struct {
+	state   []byte
+	offsets map[memoryKey]StoredOffset
 }
 
 // memoryKey names a log; id is the topic's.
@@ -48,6 +58,53 @@ func (s *memoryStorage) DeleteTopic(_ context.Context, name string) error {
 	id := s.topics[name].ID
 	delete(s.topics, name)
 	maps.DeleteFunc(s.logs, func(key memoryKey, _ *memoryLog) bool { return key.id == id })
+	for _, g := range s.groups {
+		maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return key.id == id })
+	}
+	return nil
+}
+
+func (s *memoryStorage) Groups(context.Context) ([]StoredGroup, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var groups []StoredGroup
+	for id, g := range s.groups {
+		groups = append(groups, StoredGroup{ID: id, State: g.state, Offsets: slices.Collect(maps.Values(g.offsets))})
+	}
+	return groups, nil
+}
+
+// groupLocked returns a group, which is made if it is new.
+func (s *memoryStorage) groupLocked(id string) *memoryGroup {
+	g := s.groups[id]
+	if g == nil {
+		g = &memoryGroup{offsets: make(map[memoryKey]StoredOffset)}
+		s.groups[id] = g
+	}
+	return g
+}
+
+func (s *memoryStorage) PutGroup(_ context.Context, id string, state []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.groupLocked(id).state = slices.Clone(state)
+	return nil
+}
+
+func (s *memoryStorage) PutOffsets(_ context.Context, id string, offsets []StoredOffset) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.groupLocked(id)
+	for _, o := range offsets {
+		g.offsets[memoryKey{o.TopicID, o.Partition}] = o
+	}
+	return nil
+}
+
+func (s *memoryStorage) DeleteGroup(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.groups, id)
 	return nil
 }
 

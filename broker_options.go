@@ -14,11 +14,10 @@ func (f brokerOption) applyBroker(c *brokerConfig) { f(c) }
 
 // Limits of a broker that nobody has asked to change.
 const (
-	maxTopicPartitions = 10_000
-	minSegmentBytes    = 4 << 10
-	defaultSegment     = 1 << 30
-	defaultMaxMessage  = 1 << 20
-	defaultRetention   = 168 * time.Hour
+	minSegmentBytes   = 4 << 10
+	defaultSegment    = 1 << 30
+	defaultMaxMessage = 1 << 20
+	defaultRetention  = 168 * time.Hour
 )
 
 func defaultBrokerConfig() brokerConfig {

@@ -16,7 +16,8 @@ type Storage interface {
 	Topics(ctx context.Context) ([]StoredTopic, error)
 	// PutTopic keeps a topic's description, new or changed.
 	PutTopic(ctx context.Context, t StoredTopic) error
-	// DeleteTopic removes a topic and its records. Its partitions are closed.
+	// DeleteTopic removes a topic, its records, and what groups have committed for
+	// it. Its partitions are closed.
 	DeleteTopic(ctx context.Context, name string) error
 	// OpenPartition returns the log of one partition, empty if the topic of this
 	// ID has none yet: another of the same name is another topic.
@@ -25,6 +26,38 @@ type Storage interface {
 	OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error)
 	// Close ends every log that is still open.
 	Close() error
+	GroupStorage
+}
+
+// GroupStorage is the part of a [Storage] that keeps consumer groups. Calls that
+// change one group come one at a time.
+type GroupStorage interface {
+	// Groups returns the groups that are kept, when a broker starts.
+	Groups(ctx context.Context) ([]StoredGroup, error)
+	// PutGroup keeps a group's state, in place of its last, and leaves its offsets.
+	PutGroup(ctx context.Context, id string, state []byte) error
+	// PutOffsets keeps committed offsets, in place of those of the same
+	// partitions: all of them or, if it fails, none.
+	PutOffsets(ctx context.Context, id string, offsets []StoredOffset) error
+	// DeleteGroup removes a group's state and offsets.
+	DeleteGroup(ctx context.Context, id string) error
+}
+
+// StoredGroup is what is kept of a consumer group. A group that has only committed
+// offsets has no state.
+type StoredGroup struct {
+	ID      string
+	State   []byte // of the broker's own making
+	Offsets []StoredOffset
+}
+
+// StoredOffset is an offset that a group has committed.
+type StoredOffset struct {
+	Topic     string
+	TopicID   string // StoredTopic.ID: an offset is of no use in a topic made anew
+	Partition int32
+	Offset    int64
+	Metadata  string
 }
 
 // StoredTopic describes a topic.

@@ -17,6 +17,7 @@ import (
 type topicSet struct {
 	config  *brokerConfig
 	storage Storage
+	changed func(topicTable) // called when there are other topics or partitions
 
 	// changing holds a token while a topic is created, altered or deleted, which
 	// may wait for the storage. A channel, so that a caller can stop waiting.
@@ -48,9 +49,9 @@ type partition struct {
 	closed bool
 }
 
-func newTopicSet(config *brokerConfig, storage Storage) *topicSet {
+func newTopicSet(config *brokerConfig, storage Storage, changed func(topicTable)) *topicSet {
 	return &topicSet{
-		config: config, storage: storage,
+		config: config, storage: storage, changed: changed,
 		changing: make(chan struct{}, 1),
 		topics:   make(map[string]*topic),
 	}
@@ -69,6 +70,7 @@ func (s *topicSet) load(ctx context.Context) error {
 		}
 		s.topics[stored.Name] = t
 	}
+	s.tell()
 	for _, t := range s.config.topics {
 		if err := s.create(ctx, t.Name, t.Partitions, t.Config); err != nil && !errors.Is(err, ErrTopicExists) {
 			return err
@@ -154,6 +156,7 @@ func (s *topicSet) publish(t, old *topic) error {
 	}
 	s.mu.Unlock()
 	if !closed {
+		s.tell()
 		return nil
 	}
 	// close has closed what old has; the rest was opened meanwhile.
@@ -219,6 +222,7 @@ func (s *topicSet) remove(ctx context.Context, name string) error {
 		}
 		deleted := s.storage.DeleteTopic(ctx, name)
 		if deleted == nil {
+			s.tell()
 			return err
 		}
 		// Everything is still there, and has to be found again.
@@ -262,6 +266,17 @@ func (t *topic) partition(id int32) (*partition, error) {
 		return nil, fmt.Errorf("%w: partition %d, %s has %d", ErrPartitionNotFound, id, t.stored.Name, len(t.partitions))
 	}
 	return t.partitions[id], nil
+}
+
+// tell says which topics there are. It is called by whoever changes them, alone.
+func (s *topicSet) tell() {
+	s.mu.RLock()
+	topics := make(topicTable, len(s.topics))
+	for name, t := range s.topics {
+		topics[name] = topicShape{t.stored.ID, t.stored.Partitions}
+	}
+	s.mu.RUnlock()
+	s.changed(topics)
 }
 
 // names returns the topics in order.

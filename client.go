@@ -164,6 +164,33 @@ type route struct {
 	repeatable bool          // carrying it out twice does no harm
 	bounded    bool          // the patience is for all waits together, not for each
 	feature    string        // that the broker must have announced
+	// by, if set, is asked first; it becomes the broker that has answered.
+	by *answerer
+}
+
+// answerer is the broker that the requests of one member of a group keep to.
+type answerer struct {
+	mu     sync.Mutex // guards the following
+	addr   string     // "": none has answered yet
+	groups bool       // it has announced featureGroups
+}
+
+func (a *answerer) get() (addr string, groups bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.addr, a.groups
+}
+
+func (a *answerer) set(addr string, groups bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.addr, a.groups = addr, groups
+}
+
+// supportsGroups tells whether the broker has announced featureGroups.
+func (a *answerer) supportsGroups() bool {
+	_, groups := a.get()
+	return groups
 }
 
 // round sends a request to one broker after the other until one answers, and
@@ -206,7 +233,11 @@ func (c *Client) round(ctx context.Context, r route, w patience, req request, re
 // candidates appends the addresses to ask: the leader if it is known, then the
 // client's brokers, each call beginning with the next.
 func (c *Client) candidates(dst []string, r route) []string {
-	if r.topic != "" {
+	if r.by != nil {
+		if addr, _ := r.by.get(); addr != "" {
+			dst = append(dst, addr)
+		}
+	} else if r.topic != "" {
 		if addr := c.metadata.leaderAddr(r.topic, r.partition); addr != "" {
 			dst = append(dst, addr)
 		}
@@ -251,7 +282,11 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 	if err != nil {
 		return err
 	}
-	return conn.finish(ctx, k, resp)
+	err = conn.finish(ctx, k, resp)
+	if r.by != nil && (err == nil || !connectionFault(err)) {
+		r.by.set(addr, conn.supports(featureGroups))
+	}
+	return err
 }
 
 // faultBackoff is the wait between rounds in which no broker could be reached.

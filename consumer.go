@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// errorBuffer is how many notices an Errors channel holds.
-const errorBuffer = 10
-
 // PartitionConsumer reads one partition from one offset on, as a channel
 // ([PartitionConsumer.Messages]) or as a loop ([PartitionConsumer.All]). It fetches
 // ahead while the application works, and goes on by itself when a connection breaks
@@ -23,7 +20,10 @@ type PartitionConsumer struct {
 	client *Client
 	cfg    config
 	fetch  *fetcher
-	errors chan error
+	notice func(*ConsumerError) // passes on what goes wrong; must not block
+	// notices is nil if Errors is not the consumer's own.
+	notices *notices
+	taken   func(offset int64) // called for each message when it is delivered; may be nil
 
 	messages chan *Message
 	taking   chan struct{} // holds a token while the next batch is being taken
@@ -34,7 +34,6 @@ type PartitionConsumer struct {
 	mu      sync.Mutex // guards the following; taken before fetcher.mu
 	pumping bool       // messages is in use
 	closed  bool
-	silent  bool       // errors is closed
 	batch   []*Message // fetched and not delivered yet
 	batchOf *epoch
 	epoch   *epoch  // the one that next belongs to
@@ -59,25 +58,56 @@ func (c *Client) PartitionConsumer(topic string, partition int32, opts ...Consum
 	if partition < 0 {
 		return nil, fmt.Errorf("%w: partition %d", ErrInvalidRequest, partition)
 	}
+	notices := newNotices(c.noticeDropped)
+	p := newPartitionConsumer(c, cfg, TopicPartition{topic, partition}, func(e *ConsumerError) { notices.add(e) })
+	p.notices = notices
+	if err := c.register(p, p.start); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// newPartitionConsumer returns a consumer that the client does not know; start starts
+// it and stop ends it. notice must not block.
+func newPartitionConsumer(c *Client, cfg config, of TopicPartition, notice func(*ConsumerError)) *PartitionConsumer {
 	p := &PartitionConsumer{
-		client: c, cfg: cfg,
-		errors:   make(chan error, errorBuffer),
+		client: c, cfg: cfg, notice: notice,
 		messages: make(chan *Message, cfg.messageBuffer),
 		taking:   make(chan struct{}, 1),
 		pumped:   make(chan struct{}),
 		sent:     make([]int64, cfg.messageBuffer),
 		next:     offsetNone,
 	}
-	p.fetch = newFetcher(c, &p.cfg, topic, partition, p.report)
+	p.fetch = newFetcher(c, &p.cfg, of.Topic, of.Partition, p.report)
 	p.epoch = p.fetch.epoch
-	err = c.register(p, func() {
-		c.metrics.Consumer.addReader(p, lagSource{TopicPartition{topic, partition}, p.lag})
-		p.running.Go(p.fetch.run)
-	})
-	if err != nil {
-		return nil, err
+	return p
+}
+
+// noticeDropped counts a notice that nobody has read in time.
+func (c *Client) noticeDropped(notice error) {
+	c.metrics.Consumer.recordDroppedError()
+	c.cfg.logger.Debug("robust: a notice was dropped, nobody reads Errors", "error", notice)
+}
+
+// start begins to fetch.
+func (p *PartitionConsumer) start() {
+	p.client.metrics.Consumer.addReader(p, lagSource{TopicPartition{p.fetch.topic, p.fetch.partition}, p.lag})
+	p.running.Go(p.fetch.run)
+}
+
+// stop ends fetching, closes the Messages channel and waits for both; first tells that
+// it had not been called before.
+func (p *PartitionConsumer) stop() (first bool) {
+	p.mu.Lock()
+	first = !p.closed
+	p.closed = true
+	p.mu.Unlock()
+	p.fetch.cancel(ErrClosed)
+	p.running.Wait()
+	if first {
+		p.client.metrics.Consumer.removeReader(p)
 	}
-	return p, nil
+	return first
 }
 
 // Messages returns the channel of messages, which holds up to [WithMessageBuffer].
@@ -103,7 +133,7 @@ func (p *PartitionConsumer) Messages() <-chan *Message {
 // [*ConsumerError]: failures that are being retried, positions out of range, and
 // the error that ends the consumer. It need not be read: when 10 wait, the oldest is
 // dropped and counted. Close closes it.
-func (p *PartitionConsumer) Errors() <-chan error { return p.errors }
+func (p *PartitionConsumer) Errors() <-chan error { return p.notices.ch }
 
 // All returns the messages as a loop, which ends with an error: ctx's cause,
 // [ErrClosed] after Close, or what ended the consumer. Failures that are being
@@ -210,6 +240,9 @@ func (p *PartitionConsumer) pop() (*Message, *epoch, bool) {
 // channel.
 func (p *PartitionConsumer) delivered(m *Message, e *epoch) {
 	p.client.metrics.Consumer.RecordReceived(m.Size())
+	if p.taken != nil {
+		p.taken(m.Offset)
+	}
 	p.mu.Lock()
 	if e == p.epoch {
 		p.next = max(p.next, m.Offset+1) // Loops side by side get here in any order.
@@ -284,14 +317,17 @@ func (p *PartitionConsumer) pushed(m *Message, e *epoch) {
 func (p *PartitionConsumer) drain() {
 	for {
 		select {
-		case <-p.messages:
+		case _, open := <-p.messages:
+			if !open {
+				return
+			}
 		default:
 			return
 		}
 	}
 }
 
-// report passes a notice on, dropping the oldest if nobody reads them.
+// report logs a notice and passes it on.
 func (p *PartitionConsumer) report(err error) {
 	ce := (*ConsumerError)(nil)
 	if !errors.As(err, &ce) {
@@ -303,28 +339,7 @@ func (p *PartitionConsumer) report(err error) {
 	}
 	p.client.warn.warn(kind, fmt.Sprint(ce.Topic, "/", ce.Partition),
 		"topic", ce.Topic, "partition", ce.Partition, "offset", ce.Offset, "error", trimPrefix(ce.Err))
-	if dropped := p.notify(ce); dropped != nil {
-		p.client.metrics.Consumer.recordDroppedError()
-		p.client.cfg.logger.Debug("robust: a notice was dropped, nobody reads Errors", "error", dropped)
-	}
-}
-
-// notify puts a notice into the channel, and returns the one that had to make room.
-func (p *PartitionConsumer) notify(notice error) (dropped error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for !p.silent {
-		select {
-		case p.errors <- notice:
-			return dropped
-		default:
-		}
-		select {
-		case dropped = <-p.errors:
-		default:
-		}
-	}
-	return dropped
+	p.notice(ce)
 }
 
 // Offset returns the offset of the next message that Messages or All will deliver.
@@ -417,20 +432,9 @@ func (p *PartitionConsumer) Status() Status { return p.fetch.status() }
 // [ErrClosed]. It gives up what it is waiting for at once. It may be called from
 // anywhere, also from a loop over the messages, and more than once.
 func (p *PartitionConsumer) Close() error {
-	p.mu.Lock()
-	first := !p.closed
-	p.closed = true
-	p.mu.Unlock()
-	p.fetch.cancel(ErrClosed)
-	p.running.Wait()
-	if !first {
-		return nil
+	if p.stop() {
+		p.notices.close()
+		p.client.unregister(p)
 	}
-	p.mu.Lock()
-	p.silent = true
-	close(p.errors)
-	p.mu.Unlock()
-	p.client.metrics.Consumer.removeReader(p)
-	p.client.unregister(p)
 	return nil
 }

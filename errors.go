@@ -47,6 +47,9 @@ var (
 	ErrGroupNotFound = errors.New("robust: consumer group not found")
 	// ErrGroupNotEmpty: the operation needs a group without members.
 	ErrGroupNotEmpty = errors.New("robust: consumer group has members")
+	// ErrUnknownMember: the group has no member of this ID: it was silent for its
+	// session timeout, or the broker has lost its memory.
+	ErrUnknownMember = errors.New("robust: unknown member of the consumer group")
 	// ErrRebalanced: the group's generation moved on.
 	ErrRebalanced = errors.New("robust: consumer group rebalanced")
 	// ErrFenced: another member or producer has taken over.
@@ -83,6 +86,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrOverloaded, "OVERLOADED", nil},
 	{ErrGroupNotFound, "GROUP_NOT_FOUND", []string{"group not found", "unknown group"}},
 	{ErrGroupNotEmpty, "GROUP_NOT_EMPTY", nil},
+	{ErrUnknownMember, "UNKNOWN_MEMBER", []string{"unknown member", "member*not found"}},
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},
@@ -189,6 +193,35 @@ func (e *ConsumerError) Error() string {
 
 // Unwrap returns the cause.
 func (e *ConsumerError) Unwrap() error { return e.Err }
+
+// GroupError is what went wrong in a consumer group beside a single partition.
+type GroupError struct {
+	Group string
+	Err   error
+}
+
+func (e *GroupError) Error() string {
+	return fmt.Sprintf("robust: group %s: %s", e.Group, trimPrefix(e.Err))
+}
+
+// Unwrap returns the cause.
+func (e *GroupError) Unwrap() error { return e.Err }
+
+// PanicError is a panic of the application's code, in a [Handler] or an [AssignFunc].
+type PanicError struct {
+	Value any    // what it panicked with
+	Stack []byte // of the goroutine, as runtime/debug.Stack gives it
+}
+
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("robust: panic: %v\n%s", e.Value, e.Stack)
+}
+
+// Unwrap returns the value, if it is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
 
 // OutOfRangeError tells that a consumer's position was not in the log, and where
 // it went on instead. It is a notice, wrapped in a [ConsumerError], unless the

@@ -1,30 +1,224 @@
 package robust
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
 
-// GroupInfo is a consumer group as ListGroups shows it.
-type GroupInfo struct {
-	ID         string
-	State      string
-	Generation int64
-	Members    []string
+// ConsumerGroup is a member of a consumer group: the members of a group share the
+// partitions of topics, each partition has one reader, and what was handled is
+// committed, so that another can go on. It is safe for concurrent use.
+//
+// When members come and go, only the partitions that move are interrupted.
+type ConsumerGroup struct {
+	client  *Client
+	cfg     config
+	id      string
+	notices *notices
+
+	ctx     context.Context //nolint:containedctx // ends with Close
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup // Consume
+
+	mu        sync.Mutex // guards the following
+	closed    bool
+	consuming bool
+	session   *Session // nil between sessions
+	failure   error    // why there is none
+	since     time.Time
 }
 
-// ListGroups returns the cluster's consumer groups.
-func (a *AdminClient) ListGroups(ctx context.Context) ([]GroupInfo, error) {
-	var resp listGroupsResponse
-	if err := a.client.ask(ctx, route{repeatable: true}, &listGroupsRequest{}, &resp); err != nil {
+// ConsumerGroup returns a member of the group, which joins with
+// [ConsumerGroup.Consume]. Group IDs have 1 to 249 bytes. The options override the
+// client's; the error wraps [ErrInvalidConfig] or [ErrInvalidRequest], or is
+// [ErrClosed].
+func (c *Client) ConsumerGroup(groupID string, opts ...GroupOption) (*ConsumerGroup, error) {
+	cfg, err := c.cfg.with(asOptions(opts)...)
+	if err != nil {
 		return nil, err
 	}
-	groups := make([]GroupInfo, 0, len(resp.Groups))
-	for _, g := range resp.Groups {
-		groups = append(groups, GroupInfo{ID: g.GroupID, State: g.State, Generation: g.Generation, Members: g.Members})
+	if groupID == "" || len(groupID) > maxNameBytes {
+		return nil, fmt.Errorf("%w: group ID %q: want 1 to %d bytes", ErrInvalidRequest, shorten(groupID), maxNameBytes)
 	}
-	return groups, nil
+	g := &ConsumerGroup{client: c, cfg: cfg, id: groupID, notices: newNotices(c.noticeDropped)}
+	g.ctx, g.cancel = context.WithCancelCause(context.Background())
+	if err := c.register(g, nil); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
-// Rebalance has a consumer group assign its partitions anew, or every group if
-// groupID is empty; [ErrGroupNotFound].
-func (a *AdminClient) Rebalance(ctx context.Context, groupID string) error {
-	return a.client.ask(ctx, route{repeatable: true}, &rebalanceRequest{GroupID: groupID}, &rebalanceResponse{})
+// Consume joins the group and has h handle the messages of topics, through every
+// rebalance, broker restart and lost connection. It returns
+//
+//   - nil when ctx has ended and all that was marked is committed,
+//   - [ErrClosed] after Close,
+//   - the error of h that ended it, a [*PanicError] for a panic,
+//   - [ErrFenced] when another member has the same instance ID ([WithInstanceID]),
+//   - the broker's refusal if it does not have it join.
+//
+// It returns after all calls of h have returned. A name in topics that begins with ^ is
+// a regular expression (RE2 syntax) for all topics whose names match, those that are
+// created later included; topics that are not there are reported and read as soon as
+// they are. One Consume of a ConsumerGroup runs at a time; another is
+// [ErrInvalidRequest].
+func (g *ConsumerGroup) Consume(ctx context.Context, topics []string, h Handler) error {
+	if _, err := checkSubscription(topics); err != nil {
+		return err
+	}
+	if f, ok := h.(HandlerFunc); h == nil || ok && f == nil {
+		return fmt.Errorf("%w: Consume: the handler is nil", ErrInvalidRequest)
+	}
+	if e, ok := h.(*eachHandler); ok {
+		if err := e.check(); err != nil {
+			return err
+		}
+	}
+	if err := g.enter(); err != nil {
+		return err
+	}
+	defer g.leave()
+	failures := 0
+	for {
+		began := time.Now()
+		err := g.consume(ctx, append([]string(nil), topics...), h)
+		failed := (*sessionError)(nil)
+		switch {
+		case errors.As(err, &failed):
+			return failed.result(ctx, g.ctx)
+		case ctx.Err() != nil:
+			return nil
+		case g.ctx.Err() != nil:
+			return ErrClosed
+		case !errors.Is(err, ErrUnknownMember):
+			return err
+		}
+		if time.Since(began) > time.Minute {
+			failures = 0
+		}
+		failures++
+		g.setSession(nil, err)
+		g.report(fmt.Errorf("the session is over, joining again: %w", err))
+		pause(ctx, g.ctx.Done(), backoff{10 * time.Millisecond, time.Second}.before(failures))
+	}
+}
+
+// result is what Consume returns after a session that did not end well.
+func (e *sessionError) result(ctx, closing context.Context) error {
+	if ctx.Err() != nil || closing.Err() != nil {
+		return e.failed // That it ended is what was asked for.
+	}
+	return e
+}
+
+// consume is one session.
+func (g *ConsumerGroup) consume(ctx context.Context, topics []string, h Handler) error {
+	s := newSession(ctx, g.ctx, g.client, &g.cfg, g.id, topics, h, g.report)
+	defer s.lose(ErrClosed) // Nothing of it goes on.
+	defer s.settled()
+	if err := s.join(s.ctx); err != nil {
+		if s.ctx.Err() != nil {
+			s.leave() // The broker may have heard of the member.
+		}
+		return err
+	}
+	g.setSession(s, nil)
+	defer g.setSession(nil, nil)
+	return s.run()
+}
+
+// enter begins a Consume.
+func (g *ConsumerGroup) enter() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return ErrClosed
+	}
+	if g.consuming {
+		return fmt.Errorf("%w: Consume is running already", ErrInvalidRequest)
+	}
+	g.consuming, g.since = true, time.Now()
+	g.running.Add(1)
+	return nil
+}
+
+func (g *ConsumerGroup) leave() {
+	g.mu.Lock()
+	g.consuming = false
+	g.mu.Unlock()
+	g.running.Done()
+}
+
+func (g *ConsumerGroup) setSession(s *Session, failure error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.session, g.failure, g.since = s, failure, time.Now()
+}
+
+// report logs what goes wrong without ending anything, and passes it on.
+func (g *ConsumerGroup) report(err error) {
+	ce := (*ConsumerError)(nil)
+	if !errors.As(err, &ce) {
+		err = &GroupError{Group: g.id, Err: err}
+		g.client.warn.warn("consumer group", g.id, "group", g.id, "error", trimPrefix(errors.Unwrap(err)))
+	}
+	g.notices.add(err)
+}
+
+// Errors returns the channel of what went wrong or is worth knowing and ends nothing:
+// [*GroupError] and, about single partitions, [*ConsumerError]. It need not be read:
+// when 10 wait, the oldest is dropped and counted. Close closes it.
+func (g *ConsumerGroup) Errors() <-chan error { return g.notices.ch }
+
+// Status says what the member is doing or waiting for.
+func (g *ConsumerGroup) Status() Status {
+	g.mu.Lock()
+	s, failure, since, consuming, closed := g.session, g.failure, g.since, g.consuming, g.closed
+	g.mu.Unlock()
+	switch {
+	case s != nil:
+		return s.status()
+	case closed:
+		return Status{Text: "group " + g.id + ": closed"}
+	case !consuming:
+		return Status{Text: "group " + g.id + ": Consume is not running"}
+	case failure != nil:
+		return Status{fmt.Sprintf("group %s: joining again after: %s; %s", g.id, trimPrefix(failure), g.client.pool.state().Text), since}
+	default:
+		return Status{fmt.Sprintf("group %s: joining, %s", g.id, g.client.pool.state().Text), since}
+	}
+}
+
+// Close ends Consume as the end of its context does, and waits for it, 30 seconds at
+// most: the error then says what it waits for. A member with an instance ID does not
+// leave the group. It must not be called and waited for by the handler. It may be
+// called more than once.
+func (g *ConsumerGroup) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return g.Shutdown(ctx)
+}
+
+// Shutdown is Close that waits as long as ctx lasts.
+func (g *ConsumerGroup) Shutdown(ctx context.Context) error {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.cancel(ErrClosed)
+	done := make(chan struct{})
+	go func() {
+		g.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return &waitError{what: "close group " + g.id, state: g.Status().String(), end: endOf(ctx)}
+	}
+	g.notices.close()
+	g.client.unregister(g)
+	return nil
 }

@@ -35,6 +35,9 @@ const (
 	requestListOffsets   requestType = 102
 	requestAlterTopic    requestType = 106
 	requestDeleteRecords requestType = 107
+	requestDescribeGroup requestType = 108
+	requestDeleteGroup   requestType = 109
+	requestResetOffsets  requestType = 110
 
 	requestUnknown requestType = -1
 )
@@ -82,6 +85,12 @@ func (t requestType) String() string {
 		return "AlterTopic"
 	case requestDeleteRecords:
 		return "DeleteRecords"
+	case requestDescribeGroup:
+		return "DescribeGroup"
+	case requestDeleteGroup:
+		return "DeleteGroup"
+	case requestResetOffsets:
+		return "ResetOffsets"
 	case requestUnknown:
 		return "Unknown"
 	default:
@@ -242,80 +251,6 @@ type partitionMetadata struct {
 	Replicas []string `json:"replicas,omitempty"`
 }
 
-type joinGroupRequest struct {
-	GroupID  string   `json:"group_id"`
-	MemberID string   `json:"member_id"`
-	ClientID string   `json:"client_id"`
-	Topics   []string `json:"topics"`
-	Host     string   `json:"host,omitempty"`
-}
-
-type joinGroupResponse struct {
-	GroupID    string  `json:"group_id"`
-	MemberID   string  `json:"member_id"`
-	Generation int64   `json:"generation"`
-	Partitions []int32 `json:"partitions"`
-	answer
-}
-
-type leaveGroupRequest struct {
-	GroupID  string `json:"group_id"`
-	MemberID string `json:"member_id"`
-}
-
-type leaveGroupResponse struct {
-	answer
-}
-
-type syncGroupRequest struct {
-	GroupID    string `json:"group_id"`
-	MemberID   string `json:"member_id"`
-	Generation int64  `json:"generation"`
-}
-
-type syncGroupResponse struct {
-	Assignment map[string][]int32 `json:"assignment"`
-	answer
-}
-
-type commitOffsetRequest struct {
-	GroupID   string `json:"group_id"`
-	Topic     string `json:"topic"`
-	Partition int32  `json:"partition"`
-	Offset    int64  `json:"offset"`
-	Metadata  string `json:"metadata,omitempty"`
-}
-
-type commitOffsetResponse struct {
-	answer
-}
-
-type fetchOffsetRequest struct {
-	GroupID   string `json:"group_id"`
-	Topic     string `json:"topic"`
-	Partition int32  `json:"partition"`
-}
-
-type fetchOffsetResponse struct {
-	Offset   int64  `json:"offset"`
-	Metadata string `json:"metadata,omitempty"`
-	answer
-}
-
-type listGroupsRequest struct{}
-
-type listGroupsResponse struct {
-	Groups []groupMetadata `json:"groups"`
-	answer
-}
-
-type groupMetadata struct {
-	GroupID    string   `json:"group_id"`
-	State      string   `json:"state"`
-	Generation int64    `json:"generation"`
-	Members    []string `json:"members"`
-}
-
 type clusterInfoRequest struct{}
 
 type clusterInfoResponse struct {
@@ -346,6 +281,7 @@ const (
 	featureListOffsets   = "list_offsets"   // request 102
 	featureAlterTopic    = "alter_topic"    // request 106
 	featureDeleteRecords = "delete_records" // request 107
+	featureGroups        = "groups"         // requests 108 to 110, and all that is optional in those of groups
 )
 
 type nodeJoinRequest struct {
@@ -362,26 +298,6 @@ type nodeLeaveRequest struct {
 }
 
 type nodeLeaveResponse struct {
-	answer
-}
-
-type rebalanceRequest struct {
-	GroupID string `json:"group_id,omitempty"`
-}
-
-type rebalanceResponse struct {
-	answer
-}
-
-type heartbeatRequest struct {
-	GroupID    string `json:"group_id"`
-	MemberID   string `json:"member_id"`
-	Generation int64  `json:"generation"`
-}
-
-type heartbeatResponse struct {
-	Rebalance  bool  `json:"rebalance"`
-	Generation int64 `json:"generation"`
 	answer
 }
 
@@ -451,23 +367,19 @@ func (*createTopicRequest) kind() requestType   { return requestCreateTopic }
 func (*deleteTopicRequest) kind() requestType   { return requestDeleteTopic }
 func (*listTopicsRequest) kind() requestType    { return requestListTopics }
 func (*metadataRequest) kind() requestType      { return requestMetadata }
-func (*joinGroupRequest) kind() requestType     { return requestJoinGroup }
-func (*leaveGroupRequest) kind() requestType    { return requestLeaveGroup }
-func (*syncGroupRequest) kind() requestType     { return requestSyncGroup }
-func (*commitOffsetRequest) kind() requestType  { return requestCommitOffset }
-func (*fetchOffsetRequest) kind() requestType   { return requestFetchOffset }
-func (*listGroupsRequest) kind() requestType    { return requestListGroups }
 func (*clusterInfoRequest) kind() requestType   { return requestClusterInfo }
 func (*nodeJoinRequest) kind() requestType      { return requestNodeJoin }
 func (*nodeLeaveRequest) kind() requestType     { return requestNodeLeave }
-func (*rebalanceRequest) kind() requestType     { return requestRebalance }
-func (*heartbeatRequest) kind() requestType     { return requestHeartbeat }
 func (*listOffsetsRequest) kind() requestType   { return requestListOffsets }
 func (*alterTopicRequest) kind() requestType    { return requestAlterTopic }
 func (*deleteRecordsRequest) kind() requestType { return requestDeleteRecords }
 
-// maxNameBytes is how long the names of topics, groups and nodes may be.
-const maxNameBytes = 249
+const (
+	// maxNameBytes is how long the names of topics, groups and nodes may be.
+	maxNameBytes = 249
+	// maxTopicPartitions is how many partitions a topic may have.
+	maxTopicPartitions = 10_000
+)
 
 // checkTopicName holds names to what every storage can keep: 1 to 249 of
 // A-Z a-z 0-9 . _ - and neither "." nor "..".

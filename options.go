@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -21,10 +22,16 @@ type ProducerOption interface {
 	producerOption()
 }
 
-// ConsumerOption configures a [PartitionConsumer], or, given to [New], every
-// consumer.
-type ConsumerOption interface {
+// GroupOption configures a [ConsumerGroup], or, given to [New], every one.
+type GroupOption interface {
 	Option
+	groupOption()
+}
+
+// ConsumerOption configures a [PartitionConsumer] or the claims of a [ConsumerGroup],
+// or, given to [New], every consumer.
+type ConsumerOption interface {
+	GroupOption
 	consumerOption()
 }
 
@@ -46,9 +53,15 @@ type producerOption func(*config)
 func (f producerOption) apply(c *config) { f(c) }
 func (producerOption) producerOption()   {}
 
+type groupOption func(*config)
+
+func (f groupOption) apply(c *config) { f(c) }
+func (groupOption) groupOption()      {}
+
 type consumerOption func(*config)
 
 func (f consumerOption) apply(c *config) { f(c) }
+func (consumerOption) groupOption()      {}
 func (consumerOption) consumerOption()   {}
 
 type sharedOption func(*sharedConfig)
@@ -94,6 +107,23 @@ type config struct {
 	pollInterval     time.Duration
 	messageBuffer    int
 	outOfRange       OutOfRangePolicy
+
+	// Consumer groups.
+	autoCommit       time.Duration // 0: off
+	contiguous       bool
+	sessionTimeout   time.Duration
+	heartbeat        time.Duration // 0: by sessionTimeout
+	rebalanceTimeout time.Duration
+	instanceID       string
+	assignor         Assignor
+}
+
+// heartbeatEvery is how often a member of a group shows that it is alive.
+func (c *config) heartbeatEvery() time.Duration {
+	if c.heartbeat > 0 {
+		return c.heartbeat
+	}
+	return min(3*time.Second, c.sessionTimeout/3)
 }
 
 // brokerConfig is everything that can be said to NewBroker.
@@ -139,6 +169,9 @@ func defaultConfig() config {
 		fetchMaxWait:      500 * time.Millisecond,
 		pollInterval:      100 * time.Millisecond,
 		messageBuffer:     100,
+		autoCommit:        time.Second,
+		sessionTimeout:    30 * time.Second,
+		rebalanceTimeout:  30 * time.Second,
 	}
 }
 
@@ -211,6 +244,13 @@ func (c *config) validate() error {
 		wait("WithPollInterval", c.pollInterval, 1),
 		{"WithMessageBuffer", c.messageBuffer > 0 && c.messageBuffer <= 1<<20, c.messageBuffer, "1 to 1048576"},
 		{"WithOutOfRange", c.outOfRange <= OutOfRangeFail, c.outOfRange, "OutOfRangeOldest, OutOfRangeNewest or OutOfRangeFail"},
+		wait("WithAutoCommit", c.autoCommit, 0),
+		{"WithSessionTimeout", c.sessionTimeout >= 10*time.Millisecond && c.sessionTimeout <= maxGroupTimeout, c.sessionTimeout, "10ms to 24h"},
+		{"WithHeartbeatInterval", c.heartbeat >= 0 && c.heartbeat < c.sessionTimeout, c.heartbeat, "less than WithSessionTimeout"},
+		{"WithRebalanceTimeout", c.rebalanceTimeout >= 10*time.Millisecond && c.rebalanceTimeout <= maxGroupTimeout, c.rebalanceTimeout, "10ms to 24h"},
+		{"WithInstanceID", len(c.instanceID) <= maxNameBytes, c.instanceID, "at most 249 bytes"},
+		{"WithAssignor", len(c.assignor.name) <= maxNameBytes && (c.assignor.assign == nil || c.assignor.name != "" && !builtIn(c.assignor.name)), strconv.Quote(c.assignor.name), "a name of at most 249 bytes that no other assignor has"},
+		{"WithAssignor", c.assignor.assign != nil || c.assignor.name == "" || builtIn(c.assignor.name), strconv.Quote(c.assignor.name), "a function"},
 	}...))
 }
 
@@ -393,6 +433,57 @@ const (
 // (default [OutOfRangeOldest]). It reports an [OutOfRangeError] in any case.
 func WithOutOfRange(p OutOfRangePolicy) ConsumerOption {
 	return consumerOption(func(c *config) { c.outOfRange = p })
+}
+
+// WithAutoCommit sets how often a group commits what is marked (default 1s). It also
+// commits when a claim is revoked and when the session ends. 0 leaves all of it to
+// [Session.Commit].
+func WithAutoCommit(every time.Duration) GroupOption {
+	return groupOption(func(c *config) { c.autoCommit = every })
+}
+
+// WithContiguousMarks has a mark of a message stand for that message alone, and commits
+// the end of the unbroken run of marked messages, so that messages may be handled in
+// any order and none is lost (default: a mark stands for everything before it, too).
+func WithContiguousMarks() GroupOption {
+	return groupOption(func(c *config) { c.contiguous = true })
+}
+
+// WithSessionTimeout sets how long a member of a group may be silent before the broker
+// gives its partitions to others (default 30s). A member that has heard nothing for
+// that long ends its claims itself. How long a handler works on a message does not
+// count.
+func WithSessionTimeout(d time.Duration) GroupOption {
+	return groupOption(func(c *config) { c.sessionTimeout = d })
+}
+
+// WithHeartbeatInterval sets how often a member shows that it is alive (default a third
+// of [WithSessionTimeout], 3s at most). A broker that holds heartbeats tells of changes
+// at once, another at the next heartbeat.
+func WithHeartbeatInterval(d time.Duration) GroupOption {
+	return groupOption(func(c *config) { c.heartbeat = d })
+}
+
+// WithRebalanceTimeout sets how long a handler may take to return when its claim is
+// revoked, before the broker gives the partition to another member all the same
+// (default 30s). It also bounds [Session.Commit].
+func WithRebalanceTimeout(d time.Duration) GroupOption {
+	return groupOption(func(c *config) { c.rebalanceTimeout = d })
+}
+
+// WithInstanceID makes the member static: it keeps its partitions when it is closed and
+// comes back under the same ID within [WithSessionTimeout], and nothing moves (default
+// none: it leaves when it is closed). Each live member of a group needs an ID of its
+// own: of two the one that came first ends with [ErrFenced].
+func WithInstanceID(id string) GroupOption {
+	return groupOption(func(c *config) { c.instanceID = id })
+}
+
+// WithAssignor sets who decides which member reads what (default [StickyAssignor]).
+// Where members of a group are given different ones, StickyAssignor is used. Brokers
+// other than this package's may not look at it.
+func WithAssignor(a Assignor) GroupOption {
+	return groupOption(func(c *config) { c.assignor = a })
 }
 
 // WithLogger sets where failures are logged, at level Warn, each kind of failure at

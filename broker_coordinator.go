@@ -1,0 +1,432 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// maxGroups is how many groups a broker keeps.
+const maxGroups = 10_000
+
+// coordinator runs the groups of a broker: it gives them the time, keeps what they
+// want kept, and wakes those who wait for them.
+type coordinator struct {
+	storage GroupStorage
+	warn    *warner
+	topics  atomic.Pointer[topicTable]
+	silent  atomic.Bool // there has been a member without heartbeats
+
+	mu     sync.Mutex // guards the following; taken before hostedGroup.mu
+	groups map[string]*hostedGroup
+	heard  map[TopicPartition]time.Time // when a fetch was last taken for a sign of life
+	closed bool
+}
+
+// hostedGroup is a group at work.
+type hostedGroup struct {
+	warn *warner
+	// storing holds a token while the storage keeps something of the group, so
+	// that it is asked to do one thing after another. A channel, so that a caller
+	// can stop waiting.
+	storing chan struct{}
+
+	mu      sync.Mutex // guards the following
+	group   *group
+	waiting map[string]chan struct{} // by member; closed when the member is woken
+	version uint64                   // counts what is to be kept
+	kept    uint64                   // the version that the storage has
+	timer   *time.Timer              // runs tick; nil before it is needed
+	timerAt time.Time
+	gone    bool // removed, or the broker ends: to be looked up again
+}
+
+func newCoordinator(storage GroupStorage, warn *warner) *coordinator {
+	c := &coordinator{storage: storage, warn: warn, groups: make(map[string]*hostedGroup), heard: make(map[TopicPartition]time.Time)}
+	c.topics.Store(&topicTable{})
+	return c
+}
+
+// load takes up the groups that the storage keeps.
+func (c *coordinator) load(ctx context.Context) error {
+	kept, err := c.storage.Groups(ctx)
+	if err != nil {
+		return fmt.Errorf("robust: open storage: groups: %w", err)
+	}
+	for _, k := range kept {
+		g, err := restoreGroup(time.Now(), k, *c.topics.Load())
+		if err != nil {
+			return fmt.Errorf("robust: open group %q: %w", k.ID, err)
+		}
+		h := c.host(g)
+		h.mu.Lock()
+		h.settleLocked()
+		h.mu.Unlock()
+		for _, m := range g.members {
+			if m.silent {
+				c.silent.Store(true)
+			}
+		}
+	}
+	return nil
+}
+
+// host puts a group to work; c.mu is held, or nobody else knows c yet.
+func (c *coordinator) host(g *group) *hostedGroup {
+	h := &hostedGroup{
+		warn: c.warn, group: g,
+		storing: make(chan struct{}, 1), waiting: make(map[string]chan struct{}),
+	}
+	c.groups[g.id] = h
+	return h
+}
+
+// close stops the timers. Groups stay as they are kept.
+func (c *coordinator) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, h := range c.groups {
+		h.mu.Lock()
+		h.gone = true
+		if h.timer != nil {
+			h.timer.Stop()
+		}
+		h.mu.Unlock()
+	}
+}
+
+// setTopics has every group know the topics as they are now.
+func (c *coordinator) setTopics(topics topicTable) {
+	c.topics.Store(&topics)
+	c.mu.Lock()
+	groups := make([]*hostedGroup, 0, len(c.groups))
+	for _, h := range c.groups {
+		groups = append(groups, h)
+	}
+	c.mu.Unlock()
+	for _, h := range groups {
+		h.do(func(g *group, now time.Time) { g.topicsChanged(now, *c.topics.Load()) })
+	}
+}
+
+// do has f work on the group, with the lock held; false if the group is gone.
+func (h *hostedGroup) do(f func(g *group, now time.Time)) bool {
+	h.mu.Lock()
+	if h.gone {
+		h.mu.Unlock()
+		return false
+	}
+	now := time.Now()
+	h.group.tick(now) // What is overdue comes first, whenever the timer runs.
+	f(h.group, now)
+	notes := h.settleLocked()
+	id := h.group.id
+	h.mu.Unlock()
+	for _, note := range notes {
+		h.warn.warn("consumer group: "+note, id, "group", id)
+	}
+	return true
+}
+
+// settleLocked does what an event has left to do: it wakes members and sets the timer.
+// It returns what is to be logged.
+func (h *hostedGroup) settleLocked() (notes []string) {
+	g := h.group
+	if g.changed {
+		h.version++
+		g.changed = false
+	}
+	for id := range g.woken {
+		if wake := h.waiting[id]; wake != nil {
+			close(wake)
+			delete(h.waiting, id)
+		}
+	}
+	clear(g.woken)
+	if !g.next.IsZero() && (h.timerAt.IsZero() || g.next.Before(h.timerAt)) {
+		h.timerAt = g.next
+		if h.timer == nil {
+			h.timer = time.AfterFunc(time.Until(g.next), h.tick)
+		} else {
+			h.timer.Reset(time.Until(g.next))
+		}
+	}
+	notes, g.notes = g.notes, nil
+	return notes
+}
+
+// tick lets time pass for the group.
+func (h *hostedGroup) tick() {
+	h.mu.Lock()
+	h.timerAt = time.Time{}
+	h.mu.Unlock()
+	h.do(func(*group, time.Time) {})
+}
+
+// errGroupGone has the group looked up again.
+var errGroupGone = errors.New("group is gone")
+
+// with has f work on a group, which is made if create says so. The error is f's,
+// ErrGroupNotFound, or that of the wait.
+func (c *coordinator) with(ctx context.Context, id string, create bool, f func(h *hostedGroup) error) error {
+	for {
+		h, err := c.lookup(id, create)
+		if err != nil {
+			return err
+		}
+		err = f(h)
+		if !errors.Is(err, errGroupGone) {
+			return err
+		}
+		// Whoever removes it has the token until it is removed.
+		if err := h.acquire(ctx); err != nil {
+			return err
+		}
+		h.release()
+	}
+}
+
+func (c *coordinator) lookup(id string, create bool) (*hostedGroup, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := c.groups[id]
+	switch {
+	case c.closed:
+		return nil, ErrClosed
+	case h != nil:
+		return h, nil
+	case !create:
+		return nil, fmt.Errorf("%w: %s", ErrGroupNotFound, shorten(id))
+	case len(c.groups) >= maxGroups:
+		return nil, fmt.Errorf("%w: %d consumer groups", ErrOverloaded, maxGroups)
+	}
+	return c.host(newGroup(id, *c.topics.Load())), nil
+}
+
+// acquire takes the token that it takes to have the storage keep something.
+func (h *hostedGroup) acquire(ctx context.Context) error {
+	select {
+	case h.storing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+}
+
+func (h *hostedGroup) release() { <-h.storing }
+
+// keep returns when the storage has everything that has happened until now: what a
+// member was told must hold after a restart.
+func (c *coordinator) keep(ctx context.Context, h *hostedGroup) error {
+	h.mu.Lock()
+	wanted := h.version
+	done := h.kept >= wanted
+	h.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := h.acquire(ctx); err != nil {
+		return err
+	}
+	defer h.release()
+	h.mu.Lock()
+	if h.kept >= wanted || h.gone {
+		h.mu.Unlock()
+		return nil
+	}
+	version := h.version
+	state, err := h.group.encode()
+	id := h.group.id
+	h.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := c.storage.PutGroup(ctx, id, state); err != nil {
+		return fmt.Errorf("keep group %s: %w", shorten(id), err)
+	}
+	h.mu.Lock()
+	h.kept = max(h.kept, version)
+	h.mu.Unlock()
+	return nil
+}
+
+// remove removes a group if it is as f says, which returns why not.
+func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *group) error) error {
+	if err := h.acquire(ctx); err != nil {
+		return err
+	}
+	defer h.release()
+	var id string
+	err := errGroupGone
+	h.do(func(g *group, _ time.Time) {
+		id = g.id
+		if err = f(g); err == nil {
+			h.gone = true
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.storage.DeleteGroup(ctx, id); err != nil {
+		h.mu.Lock()
+		h.gone = false
+		h.mu.Unlock()
+		return fmt.Errorf("remove group %s: %w", shorten(id), err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.groups, id)
+	return nil
+}
+
+// sweep removes the groups that have neither members nor offsets.
+func (c *coordinator) sweep(ctx context.Context) {
+	for _, h := range c.all() {
+		idle := false
+		h.do(func(g *group, _ time.Time) { idle = g.idle() })
+		if !idle {
+			continue
+		}
+		err := c.remove(ctx, h, func(g *group) error {
+			if !g.idle() {
+				return ErrGroupNotEmpty
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, ErrGroupNotEmpty) && !errors.Is(err, errGroupGone) {
+			c.warn.warn("consumer group cannot be removed", "", "error", trimPrefix(err))
+		}
+	}
+}
+
+// idle tells that nothing would be lost with the group.
+func (g *group) idle() bool { return len(g.members) == 0 && len(g.offsets) == 0 }
+
+// all returns every group in order of ID.
+func (c *coordinator) all() []*hostedGroup {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	groups := make([]*hostedGroup, 0, len(c.groups))
+	for _, h := range c.groups {
+		groups = append(groups, h)
+	}
+	slices.SortFunc(groups, func(a, b *hostedGroup) int { return strings.Compare(a.group.id, b.group.id) })
+	return groups
+}
+
+// fetched takes a fetch of somebody who sends no heartbeats for a sign of life.
+func (c *coordinator) fetched(tp TopicPartition) {
+	if !c.silent.Load() {
+		return
+	}
+	now := time.Now()
+	c.mu.Lock()
+	recent := now.Sub(c.heard[tp]) < time.Second
+	if !recent {
+		c.heard[tp] = now
+	}
+	c.mu.Unlock()
+	if recent {
+		return
+	}
+	for _, h := range c.all() {
+		h.do(func(g *group, now time.Time) { g.seen(now, tp) })
+	}
+}
+
+// heartbeat answers a heartbeat when there is something to do, or wait is over. stop
+// ends the wait.
+func (c *coordinator) heartbeat(ctx context.Context, h *hostedGroup, req *heartbeatRequest, wait time.Duration, stop <-chan struct{}) (*heartbeatResponse, error) {
+	resp := new(heartbeatResponse)
+	var m *member
+	var wake chan struct{}
+	var err error
+	there := h.do(func(g *group, now time.Time) {
+		m, resp.Rebalance, err = g.heartbeat(now, req.MemberID, req.Generation)
+		resp.Generation = g.generation
+		if err != nil || resp.Rebalance || wait <= 0 {
+			return
+		}
+		// A member must not live on because its connection is held open.
+		wait = min(wait, m.session/2)
+		g.hold(m)
+		if wake = h.waiting[m.id]; wake == nil {
+			wake = make(chan struct{})
+			h.waiting[m.id] = wake
+		}
+	})
+	if !there {
+		return resp, errGroupGone
+	}
+	if wake == nil {
+		return resp, err
+	}
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	select {
+	case <-wake:
+	case <-timeout.C:
+	case <-stop:
+	case <-ctx.Done():
+	}
+	there = h.do(func(g *group, _ time.Time) {
+		g.unhold(m)
+		resp.Generation = g.generation
+		if _, err = g.member(m.id); err == nil {
+			resp.Rebalance = m.dirty
+		}
+	})
+	if !there {
+		return resp, errGroupGone
+	}
+	return resp, err
+}
+
+// commit keeps offsets for a group. Those that are refused are returned with the
+// reason of the last.
+func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOffsetRequest, offsets []offsetToStore) (fenced []topicPartition, refusal, err error) {
+	if err := h.acquire(ctx); err != nil {
+		return nil, nil, err
+	}
+	defer h.release()
+	var accepted []StoredOffset
+	there := h.do(func(g *group, now time.Time) {
+		for _, o := range offsets {
+			stored := StoredOffset{o.Topic, g.topics[o.Topic].id, o.Partition, o.Offset, o.Metadata}
+			keep, err := g.mayCommit(now, req.MemberID, o.Epoch, stored)
+			switch {
+			case err != nil:
+				refusal = err
+				fenced = append(fenced, topicPartition{o.Topic, o.Partition})
+			case keep:
+				accepted = append(accepted, stored)
+			}
+		}
+	})
+	if !there {
+		return nil, nil, errGroupGone
+	}
+	return fenced, refusal, c.store(ctx, h, accepted)
+}
+
+// store keeps offsets; the caller has the token.
+func (c *coordinator) store(ctx context.Context, h *hostedGroup, offsets []StoredOffset) error {
+	if len(offsets) == 0 {
+		return nil
+	}
+	if err := c.storage.PutOffsets(ctx, h.group.id, offsets); err != nil {
+		return fmt.Errorf("keep offsets of group %s: %w", shorten(h.group.id), err)
+	}
+	h.do(func(g *group, _ time.Time) {
+		for _, o := range offsets {
+			g.committed(o)
+		}
+	})
+	return nil
+}

@@ -1,0 +1,386 @@
+package robust
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"time"
+)
+
+// joinEvent is a request to join.
+type joinEvent struct {
+	member, instance, client, host string
+
+	topics      []string
+	patterns    []*regexp.Regexp // of those of topics that begin with ^
+	assignor    string
+	session     time.Duration
+	rebalance   time.Duration
+	incremental bool
+	silent      bool
+}
+
+// member returns a member, or why there is none.
+func (g *group) member(id string) (*member, error) {
+	if m := g.members[id]; m != nil {
+		return m, nil
+	}
+	if _, ok := g.fenced[id]; ok {
+		return nil, fmt.Errorf("%w: another member of this instance ID has joined", ErrFenced)
+	}
+	return nil, fmt.Errorf("%w: %s has no member %q", ErrUnknownMember, shorten(g.id), shorten(id))
+}
+
+// join adds a member, or says anew what it wants. A member of an instance ID that
+// another has takes that one's place, and nothing moves.
+func (g *group) join(now time.Time, e joinEvent) (*member, error) {
+	if _, ok := g.fenced[e.member]; ok {
+		return nil, fmt.Errorf("%w: another member of instance %q has joined", ErrFenced, shorten(e.instance))
+	}
+	before := g.members[g.instances[e.instance]]
+	if e.instance == "" || before != nil && before.id == e.member {
+		before = nil
+	}
+	m := g.members[e.member]
+	if m == nil && before == nil && len(g.members) >= maxGroupMembers {
+		return nil, fmt.Errorf("%w: group %s has %d members", ErrOverloaded, shorten(g.id), maxGroupMembers)
+	}
+	fresh := m == nil
+	if fresh {
+		g.joins++
+		m = &member{id: e.member, joined: g.joins}
+		if len(g.members) == 0 {
+			g.gathering = now.Add(gatherTime)
+			g.due(g.gathering)
+		}
+		g.members[e.member] = m
+	} else if e.incremental {
+		// Its first join was answered to nobody, so it reads nothing.
+		m.seq = 0
+		g.releaseAll(m)
+	}
+	same := m.describe(e)
+	if before != nil {
+		same = g.replace(now, before, m)
+	}
+	if m.instance != e.instance {
+		delete(g.instances, m.instance)
+		m.instance = e.instance
+	}
+	if e.instance != "" {
+		g.instances[e.instance] = m.id
+	}
+	g.touch(now, m)
+	g.due(m.expires)
+	m.dirty = true
+	g.changed = true
+	// A member that takes what it gets first is not told to wait.
+	hurry := !e.incremental && !g.gathering.IsZero()
+	if hurry {
+		g.gathering = time.Time{}
+	}
+	switch {
+	case !same, hurry, fresh && before == nil, before != nil && g.computing != nil:
+		g.rebalance(now, true)
+	case before != nil:
+		g.generation++
+	}
+	return m, nil
+}
+
+// describe takes over what a join says of a member; same tells that it says of topics
+// and assignor what was known.
+func (m *member) describe(e joinEvent) (same bool) {
+	same = slices.Equal(m.subscription, e.topics) && m.assignor == e.assignor
+	m.client, m.host = e.client, e.host
+	m.subscription, m.patterns, m.assignor = e.topics, e.patterns, e.assignor
+	m.session, m.rebalance = e.session, e.rebalance
+	m.incremental, m.silent = e.incremental, e.silent
+	return same
+}
+
+// replace puts m in the place of a member of the same instance, which is told that it
+// is fenced; same tells that they want the same.
+func (g *group) replace(now time.Time, before, m *member) (same bool) {
+	for _, s := range g.slots {
+		if s.target == before.id {
+			s.target = m.id
+		}
+		if s.owner == before.id {
+			g.release(s)
+		}
+	}
+	m.joined, m.topics = before.joined, before.topics
+	delete(g.members, before.id)
+	g.fenced[before.id] = now.Add(before.session)
+	g.due(g.fenced[before.id])
+	g.wake(before.id)
+	return slices.Equal(m.subscription, before.subscription) && m.assignor == before.assignor
+}
+
+// touch notes a sign of life.
+func (g *group) touch(now time.Time, m *member) {
+	m.expires = now.Add(m.session)
+	if m.silent {
+		m.expires = now.Add(silentTimeout)
+	}
+}
+
+// leave takes a member out.
+func (g *group) leave(now time.Time, id string) error {
+	m, err := g.member(id)
+	if err != nil {
+		return err
+	}
+	g.remove(m)
+	g.rebalance(now, false)
+	return nil
+}
+
+// remove takes a member out and frees what it has; rebalance must follow.
+func (g *group) remove(m *member) {
+	delete(g.members, m.id)
+	if g.instances[m.instance] == m.id {
+		delete(g.instances, m.instance)
+	}
+	g.releaseAll(m)
+	g.changed = true
+	g.wake(m.id) // Its held heartbeats are to be told.
+}
+
+// syncEvent says what a member still reads; seq 0 says nothing of it.
+type syncEvent struct {
+	member string
+	seq    int64
+	owned  map[TopicPartition]bool
+	target *computedTarget
+}
+
+// sync takes from a member what it has given up, gives it what is free, and returns
+// what it may read. A sync that is overtaken by a later one changes nothing.
+func (g *group) sync(now time.Time, e syncEvent) (*member, error) {
+	m, err := g.member(e.member)
+	if err != nil {
+		return nil, err
+	}
+	g.touch(now, m)
+	if e.seq > 0 && e.seq <= m.seq {
+		return m, nil
+	}
+	m.seq = e.seq
+	m.incremental = m.incremental || e.seq > 0
+	if e.target != nil {
+		g.computed(now, m, e.target)
+	}
+	for tp, s := range g.slots {
+		given := s.target != m.id
+		if e.seq > 0 {
+			given = !e.owned[tp]
+		}
+		if s.owner == m.id && given {
+			g.release(s)
+		}
+	}
+	for _, tp := range slices.SortedFunc(maps.Keys(g.slots), compareTopicPartition) {
+		if s := g.slots[tp]; s.target == m.id && s.owner == "" {
+			g.grant(s, m)
+		}
+	}
+	m.dirty = false
+	return m, nil
+}
+
+// syncAnswer is what a member is told to read.
+func (g *group) syncAnswer(m *member) *syncGroupResponse {
+	resp := &syncGroupResponse{
+		Assignment: make(map[string][]int32), Generation: g.generation,
+		Pending: !g.gathering.IsZero() || g.computing != nil,
+	}
+	for tp, s := range g.slots {
+		if s.target != m.id {
+			continue
+		}
+		if s.owner != m.id && !m.silent {
+			resp.Pending = true
+			continue
+		}
+		grant := partitionGrant{
+			Topic: tp.Topic, Partition: tp.Partition, Epoch: s.epoch, Offset: offsetNone,
+			Appeared: tp.Partition >= g.baseline[tp.Topic],
+		}
+		if o, ok := g.offsets[tp]; ok {
+			grant.Offset, grant.Metadata = o.Offset, o.Metadata
+		}
+		resp.Grants = append(resp.Grants, grant)
+	}
+	slices.SortFunc(resp.Grants, func(a, b partitionGrant) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	for _, grant := range resp.Grants {
+		resp.Assignment[grant.Topic] = append(resp.Assignment[grant.Topic], grant.Partition)
+	}
+	for _, t := range m.subscription {
+		if _, ok := g.topics[t]; !ok && !isPattern(t) {
+			resp.Missing = append(resp.Missing, t)
+		}
+	}
+	if c := g.computing; c != nil && c.by == m.id {
+		resp.Compute = g.computeRequest()
+	}
+	return resp
+}
+
+// heartbeat notes that a member is alive, and tells whether it has to sync. A member
+// that knows only the documented requests syncs for every new generation.
+func (g *group) heartbeat(now time.Time, id string, generation int64) (*member, bool, error) {
+	m, err := g.member(id)
+	if err != nil {
+		return nil, false, err
+	}
+	m.silent = false
+	g.touch(now, m)
+	g.due(m.expires)
+	return m, m.dirty || !m.incremental && generation != g.generation, nil
+}
+
+// hold keeps a member from expiring while its heartbeat is held; unhold ends that.
+func (g *group) hold(m *member) { m.held++ }
+
+func (g *group) unhold(m *member) {
+	m.held--
+	g.due(m.expires)
+}
+
+// seen notes that a partition was fetched by somebody who sends no heartbeats.
+func (g *group) seen(now time.Time, tp TopicPartition) {
+	if s := g.slots[tp]; s != nil {
+		if m := g.members[s.owner]; m != nil && m.silent {
+			g.touch(now, m)
+		}
+	}
+}
+
+// mayCommit tells whether a commit is accepted, and worth keeping: what an owner commits
+// never goes back. Commits that name no member are taken as they are.
+func (g *group) mayCommit(now time.Time, id string, epoch int64, o StoredOffset) (keep bool, err error) {
+	tp := TopicPartition{o.Topic, o.Partition}
+	if id == "" {
+		g.seen(now, tp)
+		return true, nil
+	}
+	if _, err := g.member(id); err != nil {
+		return false, err
+	}
+	s := g.slots[tp]
+	if s == nil || s.owner != id || s.epoch != epoch {
+		return false, fmt.Errorf("%w: %s does not read %s/%d in epoch %d", ErrFenced, shorten(id), o.Topic, o.Partition, epoch)
+	}
+	before, ok := g.offsets[tp]
+	return !ok || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, nil
+}
+
+// committed takes over what was kept, unless the topic is another by now.
+func (g *group) committed(o StoredOffset) {
+	if g.topics[o.Topic].id == o.TopicID {
+		g.offsets[TopicPartition{o.Topic, o.Partition}] = o
+	}
+}
+
+// topicsChanged takes over the broker's topics as they are now.
+func (g *group) topicsChanged(now time.Time, topics topicTable) {
+	old := g.topics
+	g.topics = topics
+	for tp := range g.offsets {
+		if topics[tp.Topic].id != g.offsets[tp].TopicID {
+			delete(g.offsets, tp)
+		}
+	}
+	touched := false
+	for name, was := range old {
+		is := topics[name]
+		if is.id == was.id {
+			touched = touched || is != was && g.subscribed(name)
+			continue
+		}
+		// Deleted, and perhaps made anew: nobody can read it any more, nor give
+		// it up.
+		delete(g.baseline, name)
+		for tp, s := range g.slots {
+			if tp.Topic == name {
+				if s.owner != "" {
+					g.wake(s.owner)
+				}
+				delete(g.slots, tp)
+				touched = true
+			}
+		}
+	}
+	for name := range topics {
+		if _, ok := old[name]; !ok {
+			touched = touched || g.subscribed(name)
+		}
+	}
+	if touched {
+		g.rebalance(now, false)
+	}
+}
+
+// tick does what is due.
+func (g *group) tick(now time.Time) {
+	if g.next.IsZero() || now.Before(g.next) {
+		return
+	}
+	if !g.gathering.IsZero() && !now.Before(g.gathering) {
+		g.gathering = time.Time{}
+		g.assign(now)
+	}
+	expired := false
+	for _, m := range g.members {
+		if m.held == 0 && !now.Before(m.expires) {
+			g.notes = append(g.notes, fmt.Sprintf("member %s was silent for %v and is out", shorten(m.id), m.session))
+			g.remove(m)
+			expired = true
+		}
+	}
+	if expired {
+		g.rebalance(now, false)
+	}
+	for tp, s := range g.slots {
+		if !s.revokeBy.IsZero() && !now.Before(s.revokeBy) {
+			g.notes = append(g.notes, fmt.Sprintf("member %s has not given up %s/%d in time, it is taken", shorten(s.owner), tp.Topic, tp.Partition))
+			g.wake(s.owner)
+			g.release(s)
+		}
+	}
+	if c := g.computing; c != nil && !now.Before(c.deadline) {
+		g.fallBack(now, fmt.Sprintf("no answer within %v", computeTimeout))
+	}
+	maps.DeleteFunc(g.fenced, func(_ string, until time.Time) bool { return !now.Before(until) })
+	g.reschedule()
+}
+
+// reschedule finds out when tick is needed next.
+func (g *group) reschedule() {
+	g.next = time.Time{}
+	if !g.gathering.IsZero() {
+		g.due(g.gathering)
+	}
+	for _, m := range g.members {
+		if m.held == 0 {
+			g.due(m.expires)
+		}
+	}
+	for _, s := range g.slots {
+		if !s.revokeBy.IsZero() {
+			g.due(s.revokeBy)
+		}
+	}
+	if g.computing != nil {
+		g.due(g.computing.deadline)
+	}
+	for _, until := range g.fenced {
+		g.due(until)
+	}
+}

@@ -1,0 +1,588 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// errSilentBroker is why a session ends whose broker has not answered for the session
+// timeout: it may have given the partitions to others.
+var errSilentBroker = fmt.Errorf("%w: no heartbeat was answered within the session timeout", ErrUnknownMember)
+
+// newSession returns a session that has not joined yet. It ends with parent and with
+// closing.
+func newSession(parent, closing context.Context, c *Client, cfg *config, group string, topics []string, h Handler, report func(error)) *Session {
+	s := &Session{
+		client: c, cfg: cfg, group: group, topics: topics, handler: h, report: report,
+		memberID: cfg.clientID + "-" + uuid.NewString(), by: new(answerer), born: time.Now(), since: time.Now(),
+		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
+		claims: make(map[TopicPartition]*holding),
+	}
+	if len(s.memberID) > maxNameBytes {
+		s.memberID = uuid.NewString()
+	}
+	s.ctx, s.cancel = context.WithCancelCause(parent)
+	s.io, s.stopIO = context.WithCancelCause(context.WithoutCancel(parent))
+	s.settled = context.AfterFunc(closing, func() { s.end(ErrClosed) })
+	return s
+}
+
+// join makes the session's member known to the group.
+func (s *Session) join(ctx context.Context) error {
+	topics, err := s.resolve(ctx)
+	if err != nil {
+		return err
+	}
+	host, _ := os.Hostname() // It is for people who look.
+	if len(host) > maxNameBytes {
+		host = ""
+	}
+	req := &joinGroupRequest{GroupID: s.group, MemberID: s.MemberID(), ClientID: s.cfg.clientID, Topics: topics, Host: host}
+	switch {
+	case s.by.supportsGroups():
+		req.InstanceID, req.Assignor = s.cfg.instanceID, s.cfg.assignor.name
+		req.SessionTimeoutMs = s.cfg.sessionTimeout.Milliseconds()
+		req.RebalanceTimeoutMs = s.cfg.rebalanceTimeout.Milliseconds()
+	case s.generation.Load() == 0:
+		req.MemberID = "" // A broker that gives IDs may know only its own.
+	}
+	sent := time.Now()
+	var resp joinGroupResponse
+	if err := s.ask(ctx, req, &resp); err != nil {
+		return err
+	}
+	if resp.MemberID != "" {
+		s.mu.Lock()
+		s.memberID = resp.MemberID
+		s.mu.Unlock()
+	}
+	s.heard(sent, resp.Generation)
+	return nil
+}
+
+// resolve returns the topics to subscribe to. A broker that has not announced that it
+// knows groups in full is not given patterns, but the topics that match now.
+func (s *Session) resolve(ctx context.Context) ([]string, error) {
+	patterns, err := compilePatterns(s.topics)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ask(ctx, &clusterInfoRequest{}, &clusterInfoResponse{}); err != nil && (ctx.Err() != nil || connectionFault(err)) {
+		return nil, err
+	}
+	if len(patterns) == 0 || s.by.supportsGroups() {
+		return s.topics, nil
+	}
+	var resp listTopicsResponse
+	if err := s.ask(ctx, &listTopicsRequest{}, &resp); err != nil {
+		return nil, err
+	}
+	var topics []string
+	for _, t := range s.topics {
+		if !isPattern(t) {
+			topics = append(topics, t)
+		}
+	}
+	for _, t := range resp.Topics {
+		if slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(t) }) {
+			topics = append(topics, t)
+		}
+	}
+	slices.Sort(topics)
+	return slices.Compact(topics), nil
+}
+
+// heard notes that the broker has answered what was sent then.
+func (s *Session) heard(sent time.Time, generation int64) {
+	at := int64(sent.Sub(s.born))
+	for {
+		last := s.alive.Load()
+		if at <= last || s.alive.CompareAndSwap(last, at) {
+			break
+		}
+	}
+	for {
+		last := s.generation.Load()
+		if generation <= last || s.generation.CompareAndSwap(last, generation) {
+			return
+		}
+	}
+}
+
+// run carries the session through, from the first sync to the last commit, and returns
+// why it ended.
+func (s *Session) run() error {
+	s.running.Go(s.heartbeats)
+	if s.cfg.autoCommit > 0 {
+		s.running.Go(s.commitLoop)
+	}
+	var watchdog *time.Timer
+	watchdog = time.AfterFunc(s.cfg.sessionTimeout, func() {
+		silence := time.Since(s.born) - time.Duration(s.alive.Load())
+		if left := s.cfg.sessionTimeout - silence; left > 0 {
+			watchdog.Reset(left)
+			return
+		}
+		s.lose(errSilentBroker)
+	})
+	signal(s.work)
+	for s.ctx.Err() == nil {
+		select {
+		case <-s.work:
+			s.sync()
+		case <-s.ctx.Done():
+		}
+	}
+	err := s.finish()
+	watchdog.Stop()
+	return err
+}
+
+// heartbeats shows the broker that the member is alive, and has the session sync when
+// the broker says so, until nothing may be sent any more.
+func (s *Session) heartbeats() {
+	every := s.cfg.heartbeatEvery()
+	limit := patience{limit: min(s.cfg.requestTimeout, max(every, s.cfg.sessionTimeout/3))}
+	failures := 0
+	for s.io.Err() == nil {
+		sent := time.Now()
+		req := &heartbeatRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
+		r := route{repeatable: true, by: s.by, held: true}
+		if s.by.supportsGroups() {
+			req.MaxWaitMs, r.hold = every.Milliseconds(), every
+		}
+		var resp heartbeatResponse
+		err := s.client.round(s.io, r, limit, req, &resp)
+		s.lostIf(err, true)
+		switch {
+		case err == nil:
+			failures = 0
+			s.heard(sent, resp.Generation)
+			if resp.Rebalance {
+				s.syncBefore(sent.Add(every))
+				continue
+			}
+		case s.io.Err() != nil:
+			return
+		case errors.Is(err, ErrUnsupported), errors.Is(err, ErrRebalanced):
+			// It is asked for the assignment instead.
+			s.syncBefore(time.Now())
+		default:
+			failures++
+			s.report(fmt.Errorf("heartbeat: %w", err))
+			pause(s.io, nil, retryHeartbeat.before(failures))
+			continue
+		}
+		// A broker that has held the heartbeat has used the time up.
+		pause(s.io, nil, time.Until(sent.Add(every))-every/10)
+	}
+}
+
+// retryHeartbeat is the wait between heartbeats that failed.
+var retryHeartbeat = backoff{base: 50 * time.Millisecond, limit: time.Second} //nolint:gochecknoglobals // a constant in all but syntax
+
+// syncBefore has the session sync, and returns when it has, or at the time given.
+func (s *Session) syncBefore(limit time.Time) {
+	select {
+	case <-s.synced:
+	default:
+	}
+	signal(s.work)
+	t := time.NewTimer(time.Until(limit))
+	defer t.Stop()
+	select {
+	case <-s.synced:
+	case <-t.C:
+	case <-s.io.Done():
+	}
+}
+
+// sync says what the member still reads, and takes what it may read.
+func (s *Session) sync() {
+	req := &syncGroupRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
+	s.mu.Lock()
+	if s.by.supportsGroups() {
+		s.seq++
+		req.Seq, req.Target = s.seq, s.computed
+		req.Owned = make(map[string][]int32)
+		for tp := range s.claims {
+			req.Owned[tp.Topic] = append(req.Owned[tp.Topic], tp.Partition)
+		}
+	}
+	s.mu.Unlock()
+	sent := time.Now()
+	var resp syncGroupResponse
+	err := s.ask(s.ctx, req, &resp)
+	s.lostIf(err, true)
+	switch {
+	case s.ctx.Err() != nil:
+		return
+	case errors.Is(err, ErrRebalanced), errors.Is(err, ErrGroupNotFound):
+		// A broker that wants to be joined anew for each generation.
+		if err = s.join(s.ctx); err == nil {
+			pause(s.ctx, nil, s.cfg.heartbeatEvery()/10)
+			signal(s.work)
+			return
+		}
+		s.end(err)
+		return
+	case err != nil:
+		s.end(err)
+		return
+	}
+	s.heard(sent, resp.Generation)
+	grants, err := s.grantsOf(&resp)
+	if err != nil {
+		if s.ctx.Err() == nil {
+			s.end(err)
+		}
+		return
+	}
+	s.mu.Lock()
+	if req.Target != nil && s.computed == req.Target {
+		s.computed = nil
+	}
+	s.mu.Unlock()
+	s.note(&resp)
+	s.reconcile(grants, resp.Pending)
+	if resp.Compute != nil {
+		s.compute(resp.Compute)
+	}
+	signal(s.synced)
+}
+
+// grantsOf returns what an answer to a sync grants, checked. A broker that does not
+// tell committed offsets with it is asked for them.
+func (s *Session) grantsOf(resp *syncGroupResponse) (map[TopicPartition]*partitionGrant, error) {
+	grants := make(map[TopicPartition]*partitionGrant)
+	for i := range resp.Grants {
+		g := &resp.Grants[i]
+		if checkTopicName(g.Topic) != nil || g.Partition < 0 {
+			return nil, fmt.Errorf("%w: SyncGroup: grant of %s/%d", ErrMalformed, shorten(g.Topic), g.Partition)
+		}
+		grants[TopicPartition{g.Topic, g.Partition}] = g
+	}
+	if s.by.supportsGroups() {
+		return grants, nil
+	}
+	clear(grants)
+	for topic, partitions := range resp.Assignment {
+		for _, p := range partitions {
+			tp := TopicPartition{topic, p}
+			if checkTopicName(topic) != nil || p < 0 {
+				return nil, fmt.Errorf("%w: SyncGroup: assignment of %s/%d", ErrMalformed, shorten(topic), p)
+			}
+			grants[tp] = &partitionGrant{Topic: topic, Partition: p}
+			if s.holding(tp) != nil {
+				continue
+			}
+			var committed fetchOffsetResponse
+			err := s.ask(s.ctx, &fetchOffsetRequest{GroupID: s.group, Topic: topic, Partition: p}, &committed)
+			if err != nil {
+				return nil, err
+			}
+			// 0 is what such a broker may say when nothing is committed.
+			grants[tp].Offset, grants[tp].Metadata = offsetNone, committed.Metadata
+			if committed.Offset > 0 {
+				grants[tp].Offset = committed.Offset
+			}
+		}
+	}
+	return grants, nil
+}
+
+// note keeps what an answer to a sync says for Status, and reports topics that are not
+// there once.
+func (s *Session) note(resp *syncGroupResponse) {
+	s.mu.Lock()
+	var fresh []string
+	for _, t := range resp.Missing {
+		if !slices.Contains(s.missing, t) {
+			fresh = append(fresh, t)
+		}
+	}
+	if resp.Pending != s.pending || !slices.Equal(resp.Missing, s.missing) {
+		s.since = time.Now()
+	}
+	s.pending, s.missing = resp.Pending, resp.Missing
+	s.mu.Unlock()
+	for _, t := range fresh {
+		s.report(fmt.Errorf("%w: %s; the group reads it as soon as it is there", ErrTopicNotFound, shorten(t)))
+	}
+}
+
+// reconcile has claims begin and end so that they become what was granted. A claim that
+// stays is not touched.
+func (s *Session) reconcile(grants map[TopicPartition]*partitionGrant, pending bool) {
+	var begin []*holding
+	s.mu.Lock()
+	for tp, h := range s.claims {
+		if g := grants[tp]; h.revoked.IsZero() && (g == nil || g.Epoch != h.epoch) {
+			h.revoked = time.Now()
+			h.cancel(fmt.Errorf("%w: %s goes to another member", ErrRebalanced, tp))
+		}
+	}
+	for _, tp := range slices.SortedFunc(maps.Keys(grants), compareTopicPartition) {
+		// One that is being given up must have ended before it begins anew.
+		if s.claims[tp] == nil {
+			h := s.newHolding(tp, grants[tp])
+			s.claims[tp] = h
+			begin = append(begin, h)
+		}
+	}
+	first := !s.setUp && (len(begin) > 0 || !pending)
+	s.setUp = s.setUp || first
+	s.mu.Unlock()
+	if first {
+		if err := guard(func() error { return s.handler.Setup(s) }); err != nil {
+			s.end(err)
+			return
+		}
+	}
+	for _, h := range begin {
+		s.handlers.Go(func() { s.serve(h) })
+	}
+}
+
+func (s *Session) newHolding(tp TopicPartition, g *partitionGrant) *holding {
+	h := &holding{of: tp, epoch: g.Epoch, marks: newMarks(g.Offset, s.cfg.contiguous), start: s.startOf(g)}
+	h.ctx, h.cancel = context.WithCancelCause(s.ctx)
+	return h
+}
+
+// serve has the handler work on a partition until it is revoked or the session ends.
+// It gives a revoked partition up after its marks are committed.
+func (s *Session) serve(h *holding) {
+	s.fixStart(h)
+	for calls := 1; h.ctx.Err() == nil; calls++ {
+		s.consume(h)
+		if h.ctx.Err() == nil {
+			pause(h.ctx, nil, backoff{100 * time.Millisecond, time.Second}.before(calls))
+		}
+	}
+	if s.ctx.Err() != nil {
+		return // finish commits, after Cleanup.
+	}
+	if s.cfg.autoCommit > 0 {
+		if err := s.commit(h); err != nil && s.io.Err() == nil {
+			s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: fmt.Errorf("last commit: %w", err)})
+		}
+	}
+	s.mu.Lock()
+	delete(s.claims, h.of)
+	s.mu.Unlock()
+	signal(s.work)
+}
+
+// fixStart commits where a partition is begun that has nothing committed and is not
+// read from its start: otherwise a member that takes it over before a message was
+// handled would begin elsewhere.
+func (s *Session) fixStart(h *holding) {
+	if h.start.time.IsZero() && h.start.offset != OffsetNewest {
+		return
+	}
+	at := h.start.offset
+	if !h.start.time.IsZero() {
+		at = wireTime(h.start.time)
+	}
+	for failures := 1; h.ctx.Err() == nil; failures++ {
+		offset, err := s.client.listOffset(h.ctx, h.of.Topic, h.of.Partition, at)
+		switch {
+		case err == nil:
+			h.start = start{offset: offset}
+			h.marks.below(offset, "")
+			if s.cfg.autoCommit > 0 {
+				_ = s.commit(h) // It is tried again with the next one.
+			}
+			return
+		case errors.Is(err, ErrUnsupported):
+			return // The fetcher looks for it in its own way.
+		case !retriable(err) && h.ctx.Err() == nil:
+			s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: at, Err: err})
+		}
+		pause(h.ctx, nil, retryFetch.before(failures))
+	}
+}
+
+// consume has the handler work on one claim of a partition.
+func (s *Session) consume(h *holding) {
+	cfg := *s.cfg
+	cfg.startOffset, cfg.startTime = h.start.offset, h.start.time
+	if marked := h.marks.position(); marked >= 0 {
+		cfg.startOffset, cfg.startTime = marked, time.Time{}
+	}
+	notice := func(e *ConsumerError) { s.report(e) }
+	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, notice)}
+	c.consumer.taken = h.marks.take
+	c.consumer.start()
+	stop := context.AfterFunc(h.ctx, c.end)
+	err := guard(func() error { return s.handler.ConsumeClaim(s, c) })
+	ended := h.ctx.Err() != nil
+	stop()
+	fault := c.consumer.fetch.ended()
+	c.end()
+	panicked := (*PanicError)(nil)
+	switch {
+	case errors.As(err, &panicked), err != nil && !ended:
+		s.end(err)
+	case ended:
+	case fault != nil && !outdated(fault):
+		s.end(fault)
+	case fault == nil:
+		s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: errEarlyReturn})
+	}
+}
+
+// errEarlyReturn is a notice: a handler that returns does not end a claim.
+var errEarlyReturn = errors.New("robust: ConsumeClaim returned before its claim ended, and is called again")
+
+// errGoexit is what becomes of code that ends its goroutine.
+var errGoexit = errors.New("robust: the handler has ended its goroutine (runtime.Goexit)")
+
+// guard calls the application's code, in a goroutine of its own if that is the only way
+// to survive a runtime.Goexit in it.
+func guard(f func() error) (err error) {
+	done := make(chan error, 1)
+	go func() {
+		err := errGoexit
+		defer func() {
+			if v := recover(); v != nil {
+				err = &PanicError{Value: v, Stack: debug.Stack()}
+			}
+			done <- err
+		}()
+		err = f()
+	}()
+	return <-done
+}
+
+// compute runs the application's assignor for the group, once for each generation that
+// it is asked for.
+func (s *Session) compute(req *computeRequest) {
+	s.mu.Lock()
+	again := s.asked == req.Generation
+	s.asked = req.Generation
+	s.mu.Unlock()
+	if again {
+		return
+	}
+	s.running.Go(func() {
+		target := &computedTarget{Generation: req.Generation}
+		assigned, err := s.assign(req)
+		if err != nil {
+			target.Error = trimPrefix(err)
+			s.report(fmt.Errorf("assignor %q: %w", s.cfg.assignor.name, err))
+		}
+		target.Assignment = make(map[string]map[string][]int32)
+		for tp, id := range assigned {
+			if target.Assignment[id] == nil {
+				target.Assignment[id] = make(map[string][]int32)
+			}
+			target.Assignment[id][tp.Topic] = append(target.Assignment[id][tp.Topic], tp.Partition)
+		}
+		s.mu.Lock()
+		s.computed = target
+		s.mu.Unlock()
+		signal(s.work)
+	})
+}
+
+// assign calls the assignor.
+func (s *Session) assign(req *computeRequest) (assigned map[TopicPartition]string, err error) {
+	f := s.cfg.assignor.assign
+	if f == nil {
+		return nil, fmt.Errorf("%w: this member has no function for it", ErrInvalidConfig)
+	}
+	in := &AssignmentInput{Group: s.group, Generation: req.Generation}
+	for _, m := range req.Members {
+		member := AssignmentMember{ID: m.MemberID, InstanceID: m.InstanceID, ClientID: m.ClientID, Host: m.Host, Topics: m.Topics}
+		for topic, partitions := range m.Assigned {
+			for _, p := range partitions {
+				member.Assigned = append(member.Assigned, TopicPartition{topic, p})
+			}
+		}
+		slices.SortFunc(member.Assigned, compareTopicPartition)
+		in.Members = append(in.Members, member)
+	}
+	for topic, n := range req.Partitions {
+		for p := range min(n, maxTopicPartitions) {
+			in.Partitions = append(in.Partitions, TopicPartition{topic, p})
+		}
+	}
+	slices.SortFunc(in.Partitions, compareTopicPartition)
+	err = guard(func() error {
+		assigned, err = f(in)
+		return err
+	})
+	return assigned, err
+}
+
+// finish ends the session in order: handlers, Cleanup, the last commit, the leave. A
+// handler that takes longer than the rebalance timeout does not keep its partition from
+// others.
+func (s *Session) finish() error {
+	cause := context.Cause(s.ctx)
+	returned := make(chan struct{})
+	go func() {
+		s.handlers.Wait()
+		close(returned)
+	}()
+	late := time.NewTimer(s.cfg.rebalanceTimeout)
+	defer late.Stop()
+	select {
+	case <-returned:
+	case <-late.C:
+		s.report(fmt.Errorf("handlers have not returned within %v, the group goes on without them", s.cfg.rebalanceTimeout))
+		s.leave()
+		s.stopIO(cause)
+		<-returned
+	}
+	var failed error
+	if s.setUp {
+		failed = guard(func() error { return s.handler.Cleanup(s) })
+		if s.cfg.autoCommit > 0 && s.io.Err() == nil {
+			if err := s.commit(nil); err != nil {
+				s.report(fmt.Errorf("last commit: %w", err))
+				failed = errors.Join(failed, err)
+			}
+		}
+	}
+	s.leave()
+	s.stopIO(cause)
+	s.running.Wait()
+	if failed != nil {
+		return &sessionError{cause, failed}
+	}
+	return cause
+}
+
+// leaveTimeout bounds the goodbye: without it the broker finds out by itself.
+const leaveTimeout = 5 * time.Second
+
+// leave says that the member is gone, unless it is static and may come back, or lost.
+func (s *Session) leave() {
+	if s.cfg.instanceID != "" || s.io.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.io, leaveTimeout)
+	defer cancel()
+	err := s.ask(ctx, &leaveGroupRequest{GroupID: s.group, MemberID: s.MemberID()}, &leaveGroupResponse{})
+	if err != nil && !errors.Is(err, ErrUnknownMember) {
+		s.report(fmt.Errorf("leave: %w", err))
+	}
+}
+
+// sessionError is a session's end that did not go well.
+type sessionError struct{ cause, failed error }
+
+func (e *sessionError) Error() string   { return "robust: end of session: " + trimPrefix(e.failed) }
+func (e *sessionError) Unwrap() []error { return []error{e.cause, e.failed} }

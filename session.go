@@ -1,0 +1,322 @@
+package robust
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Handler is what an application does in a consumer group. For each session Setup is
+// called once, then ConsumeClaim for each partition that comes to the member, side by
+// side, and Cleanup when all of them have returned. A panic in any of them ends Consume
+// with a [*PanicError].
+type Handler interface {
+	// Setup is called before any claim. An error ends Consume.
+	Setup(s *Session) error
+	// Cleanup is called after every ConsumeClaim has returned, before the last
+	// commit. It may commit. An error ends Consume.
+	Cleanup(s *Session) error
+	// ConsumeClaim handles the messages of a claim. When the claim ends its context
+	// is cancelled and its channel closed; ConsumeClaim is then to return within
+	// [WithRebalanceTimeout]. Only the partition that moves waits for it, and how
+	// long it works on a message never costs the membership. What it has marked is
+	// committed before the next member reads the partition.
+	//
+	// An error ends Consume, unless the claim has ended. If it returns nil before
+	// that, it is called again with a new claim that begins after what is marked.
+	ConsumeClaim(s *Session, c *Claim) error
+}
+
+// HandlerFunc is a [Handler] that has nothing to set up.
+type HandlerFunc func(s *Session, c *Claim) error
+
+// Setup does nothing.
+func (HandlerFunc) Setup(*Session) error { return nil }
+
+// Cleanup does nothing.
+func (HandlerFunc) Cleanup(*Session) error { return nil }
+
+// ConsumeClaim calls f.
+func (f HandlerFunc) ConsumeClaim(s *Session, c *Claim) error { return f(s, c) }
+
+// Session is one membership in a consumer group: from joining until the member leaves,
+// or is taken for dead. Rebalances do not end it: claims come and go within it. It is
+// safe for concurrent use.
+type Session struct {
+	client  *Client
+	cfg     *config
+	group   string
+	topics  []string // as given to Consume
+	handler Handler
+	report  func(error) // must not block
+
+	by      *answerer // the broker that coordinates the group
+	born    time.Time
+	settled func() bool // undoes what newSession has set up outside of the session
+
+	ctx    context.Context //nolint:containedctx // Session.Context
+	cancel context.CancelCauseFunc
+	// io ends when nothing may be sent for the membership any more: it is lost, or
+	// all is done. It outlives ctx, for the last commits.
+	io     context.Context //nolint:containedctx // ends requests
+	stopIO context.CancelCauseFunc
+
+	generation atomic.Int64
+	work       chan struct{}  // gets a token when there is something to sync
+	synced     chan struct{}  // gets a token after each sync
+	committing chan struct{}  // holds a token while a commit is under way
+	running    sync.WaitGroup // heartbeats, commits, computations
+	handlers   sync.WaitGroup // calls of ConsumeClaim
+	alive      atomic.Int64   // when the last request was sent that the broker has answered, since born
+
+	mu       sync.Mutex // guards the following
+	memberID string     // brokers of the documented protocol give it
+	claims   map[TopicPartition]*holding
+	seq      int64
+	pending  bool // others have to give up what is to come
+	since    time.Time
+	missing  []string        // topics that are not there
+	computed *computedTarget // to be told with the next sync
+	asked    int64           // the generation that an assignment was computed for
+	setUp    bool            // Setup has been called
+}
+
+// Context ends with the session; [context.Cause] says why: the end of Consume's
+// context, [ErrClosed], a handler's error, [ErrUnknownMember] or [ErrFenced].
+func (s *Session) Context() context.Context { return s.ctx }
+
+// Group returns the ID of the consumer group.
+func (s *Session) Group() string { return s.group }
+
+// MemberID returns the ID under which the group knows the member.
+func (s *Session) MemberID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.memberID
+}
+
+// GenerationID returns the group's generation as far as the member has heard of it. It
+// rises with every change of the assignment.
+func (s *Session) GenerationID() int64 { return s.generation.Load() }
+
+// Claims returns the partitions that the member has now, by topic and in order.
+func (s *Session) Claims() map[string][]int32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	claims := make(map[string][]int32)
+	for tp, h := range s.claims {
+		if h.revoked.IsZero() {
+			claims[tp.Topic] = append(claims[tp.Topic], tp.Partition)
+		}
+	}
+	for _, partitions := range claims {
+		slices.Sort(partitions)
+	}
+	return claims
+}
+
+// MarkMessage marks a message as handled, and with it all before it in its partition,
+// unless [WithContiguousMarks] is set. What is marked is committed by [WithAutoCommit]
+// or [Session.Commit], with metadata. Marks move forward only; one for a partition that
+// is not the member's any more does nothing.
+func (s *Session) MarkMessage(m *Message, metadata string) {
+	if h := s.holding(TopicPartition{m.Topic, m.Partition}); h != nil {
+		h.marks.message(m.Offset, metadata)
+	}
+}
+
+// MarkOffset marks all messages of a partition below offset as handled: offset is the
+// next one to be read. Otherwise it is like MarkMessage.
+func (s *Session) MarkOffset(topic string, partition int32, offset int64, metadata string) {
+	if h := s.holding(TopicPartition{topic, partition}); h != nil {
+		h.marks.below(offset, metadata)
+	}
+}
+
+func (s *Session) holding(tp TopicPartition) *holding {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.claims[tp]
+}
+
+// Commit commits what is marked and not committed yet, in one request however many
+// partitions there are. It returns when the broker has it, after at most
+// [WithRebalanceTimeout]. The error is [ErrFenced] if a partition has gone to another
+// member meanwhile; the others are committed all the same. It works in Cleanup too.
+func (s *Session) Commit() error { return s.commit(nil) }
+
+// commit commits what is marked, of one holding or of all.
+func (s *Session) commit(only *holding) error {
+	ctx, cancel := context.WithTimeout(s.io, s.cfg.rebalanceTimeout)
+	defer cancel()
+	// One at a time: a commit that overtakes another would take the offset back.
+	select {
+	case s.committing <- struct{}{}:
+		defer func() { <-s.committing }()
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+	type pendingMark struct {
+		h     *holding
+		token int
+	}
+	var pending []pendingMark
+	req := &commitOffsetRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
+	for _, h := range s.holdings() {
+		if only != nil && h != only {
+			continue
+		}
+		if next, metadata, token, ok := h.marks.pending(); ok {
+			pending = append(pending, pendingMark{h, token})
+			req.Offsets = append(req.Offsets, offsetToStore{h.of.Topic, h.of.Partition, next, metadata, h.epoch})
+		}
+	}
+	if len(pending) == 0 {
+		return nil
+	}
+	refused, err := s.sendCommit(ctx, req)
+	for _, p := range pending {
+		switch {
+		case slices.Contains(refused, topicPartition(p.h.of)):
+			p.h.marks.forget()
+		case err == nil || len(refused) > 0:
+			p.h.marks.committed(p.token)
+		}
+	}
+	s.client.metrics.Consumer.RecordCommit(err == nil)
+	s.lostIf(err, len(refused) == 0)
+	return err
+}
+
+// holdings returns what the member holds, in order.
+func (s *Session) holdings() []*holding {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*holding, 0, len(s.claims))
+	for _, h := range s.claims {
+		all = append(all, h)
+	}
+	slices.SortFunc(all, func(a, b *holding) int { return compareTopicPartition(a.of, b.of) })
+	return all
+}
+
+// sendCommit sends a commit until it is answered. refused are the partitions that are
+// not the member's any more.
+func (s *Session) sendCommit(ctx context.Context, req *commitOffsetRequest) (refused []topicPartition, err error) {
+	if s.by.supportsGroups() {
+		var resp commitOffsetResponse
+		err := s.ask(ctx, req, &resp)
+		return resp.Fenced, err
+	}
+	var last error
+	for _, o := range req.Offsets {
+		single := &commitOffsetRequest{GroupID: req.GroupID, Topic: o.Topic, Partition: o.Partition, Offset: o.Offset, Metadata: o.Metadata}
+		err := s.ask(ctx, single, &commitOffsetResponse{})
+		switch {
+		case errors.Is(err, ErrFenced), errors.Is(err, ErrTopicNotFound), errors.Is(err, ErrPartitionNotFound):
+			refused, last = append(refused, topicPartition{o.Topic, o.Partition}), err
+		case err != nil:
+			return refused, err
+		}
+	}
+	return refused, last
+}
+
+// ask sends a request of the member's until it is answered or ctx ends.
+func (s *Session) ask(ctx context.Context, req request, resp response) error {
+	p := retryPolicy{
+		what:     func() string { return req.kind().String() + " of group " + s.group },
+		refusals: math.MaxInt, faults: -1, backoff: backoff{50 * time.Millisecond, time.Second},
+		onRetry: func(err error) {
+			if !connectionFault(err) { // The pool reports those.
+				s.report(err)
+			}
+		},
+	}
+	limit := patience{limit: min(s.cfg.requestTimeout, s.cfg.sessionTimeout)}
+	return s.client.retry(ctx, p, func(time.Duration) error {
+		return s.client.round(ctx, route{repeatable: true, by: s.by}, limit, req, resp)
+	})
+}
+
+// lostIf ends the session if err says that the group does not know the member any
+// more. wholly tells that a refusal is about the member and not about a partition.
+func (s *Session) lostIf(err error, wholly bool) {
+	if errors.Is(err, ErrUnknownMember) || wholly && errors.Is(err, ErrFenced) {
+		s.lose(err)
+	}
+}
+
+// end ends the session with the membership intact: what is marked is still committed.
+func (s *Session) end(cause error) { s.cancel(cause) }
+
+// lose ends the session at once: the membership is gone, and with it the right to
+// commit.
+func (s *Session) lose(cause error) {
+	s.cancel(cause)
+	s.stopIO(cause)
+}
+
+// commitLoop commits what is marked until the session ends.
+func (s *Session) commitLoop() {
+	for pause(s.ctx, nil, s.cfg.autoCommit) {
+		if err := s.commit(nil); err != nil && s.io.Err() == nil {
+			s.report(fmt.Errorf("commit: %w", err))
+		}
+	}
+}
+
+// startOf tells where to begin a partition: what is committed, else what the options
+// say. A partition that has come up under the group's eyes is read from its start:
+// nothing in it was there to be skipped.
+func (s *Session) startOf(g *partitionGrant) start {
+	switch {
+	case g.Offset >= 0:
+		return start{offset: g.Offset}
+	case g.Appeared:
+		return start{offset: OffsetOldest}
+	default:
+		return start{s.cfg.startOffset, s.cfg.startTime}
+	}
+}
+
+// String describes a partition as logs and statuses do.
+func (tp TopicPartition) String() string { return fmt.Sprint(tp.Topic, "/", tp.Partition) }
+
+// status says what the session is doing.
+func (s *Session) status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reading := 0
+	var slowest *holding
+	for _, h := range s.claims {
+		switch {
+		case h.revoked.IsZero():
+			reading++
+		case slowest == nil || h.revoked.Before(slowest.revoked):
+			slowest = h
+		}
+	}
+	text := fmt.Sprintf("group %s: reads %d partitions in generation %d", s.group, reading, s.generation.Load())
+	switch {
+	case slowest != nil:
+		return Status{text + ", waits for the handler of " + slowest.of.String() + " to return", slowest.revoked}
+	case s.ctx.Err() != nil:
+		return Status{text + ", is ending", s.since}
+	case s.pending:
+		return Status{text + ", waits for other members to give up more", s.since}
+	case len(s.missing) > 0:
+		return Status{fmt.Sprintf("%s, waits for topics that are not there: %s", text, shorten(fmt.Sprint(s.missing))), s.since}
+	case s.client.pool.state().Since.IsZero():
+		return Status{Text: text}
+	default:
+		state := s.client.pool.state()
+		return Status{text + ", " + state.Text, cmp.Or(state.Since, s.since)}
+	}
+}
