@@ -72,8 +72,8 @@ func (g *ConsumerGroup) Consume(ctx context.Context, topics []string, h Handler)
 	if f, ok := h.(HandlerFunc); h == nil || ok && f == nil {
 		return fmt.Errorf("%w: Consume: the handler is nil", ErrInvalidRequest)
 	}
-	if e, ok := h.(*eachHandler); ok {
-		if err := e.check(); err != nil {
+	if c, ok := h.(checkedHandler); ok {
+		if err := c.check(); err != nil {
 			return err
 		}
 	}

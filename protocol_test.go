@@ -37,6 +37,7 @@ func goldenExchanges() []goldenExchange {
 	all := goldenMessages()
 	all = append(all, goldenTopics()...)
 	all = append(all, goldenGroups()...)
+	all = append(all, goldenMemberships()...)
 	all = append(all, goldenCluster()...)
 	return append(all, goldenRefusals()...)
 }
@@ -221,6 +222,145 @@ func goldenGroups() []goldenExchange {
 			req:  &rebalanceRequest{GroupID: group},
 			resp: &rebalanceResponse{},
 		},
+		{
+			name: "describe-group", kind: requestDescribeGroup,
+			req: &describeGroupRequest{GroupID: group},
+			resp: &describeGroupResponse{
+				GroupID: group, State: "Rebalancing", Generation: 5, Assignor: "sticky",
+				Members: []describedMember{
+					{
+						MemberID: member, InstanceID: "worker-1", ClientID: "billing-worker-1", Host: "worker-1.example.com",
+						Topics: []string{"orders", "^payments"}, Assignment: map[string][]int32{"orders": {0, 1}, "payments.v2": {0}},
+					},
+					{
+						MemberID: "billing-worker-2-9c01", ClientID: "billing-worker-2", Host: "worker-2.example.com",
+						Topics: []string{"orders", "^payments"}, Assignment: map[string][]int32{},
+						Pending: map[string][]int32{"orders": {1}},
+					},
+				},
+				Offsets: []describedOffset{
+					{Topic: "orders", Partition: 0, Offset: 17, MemberID: member, Epoch: 31, HighWaterMark: 17},
+					{Topic: "orders", Partition: 1, Offset: 1048577, Metadata: "lô hàng 7", MemberID: member, Epoch: 33, LogStartOffset: 1040000, HighWaterMark: 1048578},
+					{Topic: "payments.v2", Partition: 0, Offset: -1, MemberID: member, Epoch: 32, HighWaterMark: 4},
+				},
+			},
+		},
+		{
+			name: "delete-group", kind: requestDeleteGroup,
+			req:  &deleteGroupRequest{GroupID: "audit"},
+			resp: &deleteGroupResponse{},
+		},
+		{
+			name: "reset-offsets", kind: requestResetOffsets,
+			req: &resetOffsetsRequest{GroupID: "audit", Topic: "orders", Partitions: []int32{0, 2}, Offset: -2},
+			resp: &resetOffsetsResponse{Topic: "orders", Offsets: []partitionOffset{
+				{Partition: 0, Offset: 0}, {Partition: 2, Offset: 1040000},
+			}},
+		},
+		{
+			name: "reset-offsets-to-time", kind: requestResetOffsets,
+			req: &resetOffsetsRequest{GroupID: "audit", Topic: "payments.v2", Offset: -2, Timestamp: 1700000000000},
+			resp: &resetOffsetsResponse{Topic: "payments.v2", Offsets: []partitionOffset{
+				{Partition: 0, Offset: 4},
+			}},
+		},
+	}
+}
+
+// goldenMemberships has what the feature groups adds to the requests of members.
+func goldenMemberships() []goldenExchange {
+	const group, member, second = "billing", "billing-worker-1-5f2b", "billing-worker-2-9c01"
+	return []goldenExchange{
+		{
+			name: "join-group-in-full", kind: requestJoinGroup,
+			req: &joinGroupRequest{
+				GroupID: group, MemberID: member, ClientID: "billing-worker-1",
+				Topics: []string{"orders", "^payments"}, Host: "worker-1.example.com",
+				InstanceID: "worker-1", Assignor: "sticky", SessionTimeoutMs: 30000, RebalanceTimeoutMs: 60000,
+			},
+			resp: &joinGroupResponse{GroupID: group, MemberID: member, Generation: 5, Partitions: []int32{}},
+		},
+		{
+			name: "sync-group-owned", kind: requestSyncGroup,
+			req: &syncGroupRequest{
+				GroupID: group, MemberID: member, Generation: 5, Seq: 7,
+				Owned: map[string][]int32{"orders": {0, 2}},
+			},
+			resp: &syncGroupResponse{
+				Assignment: map[string][]int32{"orders": {0}, "payments.v2": {1}}, Generation: 6, Pending: true,
+				Grants: []partitionGrant{
+					{Topic: "orders", Partition: 0, Epoch: 31, Offset: 17, Metadata: "lô hàng 7"},
+					{Topic: "payments.v2", Partition: 1, Epoch: 34, Offset: -1, Appeared: true},
+				},
+				Missing: []string{"ordres"},
+			},
+		},
+		{
+			name: "sync-group-compute", kind: requestSyncGroup,
+			resp: &syncGroupResponse{
+				Assignment: map[string][]int32{"orders": {0, 1}}, Generation: 8, Pending: true,
+				Grants: []partitionGrant{
+					{Topic: "orders", Partition: 0, Epoch: 31, Offset: 17},
+					{Topic: "orders", Partition: 1, Epoch: 33, Offset: 1048577},
+				},
+				Compute: &computeRequest{
+					Generation: 8,
+					Members: []computeMember{
+						{
+							MemberID: member, InstanceID: "worker-1", ClientID: "billing-worker-1", Host: "worker-1.example.com",
+							Topics: []string{"orders"}, Assigned: map[string][]int32{"orders": {0, 1}},
+						},
+						{MemberID: second, ClientID: "billing-worker-2", Host: "worker-2.example.com", Topics: []string{"orders"}},
+					},
+					Partitions: map[string]int32{"orders": 2},
+				},
+			},
+		},
+		{
+			name: "sync-group-target", kind: requestSyncGroup,
+			req: &syncGroupRequest{
+				GroupID: group, MemberID: member, Generation: 8, Seq: 9,
+				Owned: map[string][]int32{"orders": {0, 1}},
+				Target: &computedTarget{Generation: 8, Assignment: map[string]map[string][]int32{
+					member: {"orders": {0}}, second: {"orders": {1}},
+				}},
+			},
+			resp: &syncGroupResponse{
+				Assignment: map[string][]int32{"orders": {0}}, Generation: 8,
+				Grants: []partitionGrant{{Topic: "orders", Partition: 0, Epoch: 31, Offset: 17}},
+			},
+		},
+		{
+			name: "sync-group-no-target", kind: requestSyncGroup,
+			req: &syncGroupRequest{
+				GroupID: group, MemberID: member, Generation: 8, Seq: 9,
+				Owned:  map[string][]int32{"orders": {0, 1}},
+				Target: &computedTarget{Generation: 8, Error: "no member is in region eu-2"},
+			},
+		},
+		{
+			name: "commit-offset-of-member", kind: requestCommitOffset,
+			req: &commitOffsetRequest{
+				GroupID: group, Topic: "orders", Partition: 0, Offset: 18,
+				MemberID: member, Generation: 6, Epoch: 31,
+			},
+			resp: &commitOffsetResponse{},
+		},
+		{
+			name: "commit-offset-of-many", kind: requestCommitOffset,
+			req: &commitOffsetRequest{
+				GroupID: group, MemberID: member, Generation: 6,
+				Offsets: []offsetToStore{
+					{Topic: "orders", Partition: 0, Offset: 18, Epoch: 31},
+					{Topic: "orders", Partition: 2, Offset: 1048578, Metadata: "lô hàng 8", Epoch: 29},
+				},
+			},
+		},
+		{
+			name: "heartbeat-held", kind: requestHeartbeat,
+			req:  &heartbeatRequest{GroupID: group, MemberID: member, Generation: 6, MaxWaitMs: 3000},
+			resp: &heartbeatResponse{Generation: 6},
+		},
 	}
 }
 
@@ -242,6 +382,16 @@ func goldenCluster() []goldenExchange {
 			resp: &clusterInfoResponse{
 				ClusterID: "robust-cluster",
 				Nodes:     []nodeInfo{{ID: "node-1", Addr: "localhost:8686"}},
+			},
+		},
+		{
+			name: "cluster-info-with-groups", kind: requestClusterInfo,
+			resp: &clusterInfoResponse{
+				ClusterID: "robust-7d1f", NodeID: "node-1",
+				Nodes:    []nodeInfo{{ID: "node-1", Addr: "queue-1.example.com:8686"}, {ID: "node-2", Addr: "[2001:db8::2]:8686"}},
+				Protocol: "v1",
+				Features: []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups},
+				Limits:   &wireLimits{MaxFrameBytes: 16 << 20},
 			},
 		},
 		{
@@ -276,6 +426,12 @@ func goldenRefusals() []goldenExchange {
 			fmt.Errorf(`%w: retention.hours is "<sieben>"`, ErrInvalidConfig)),
 		refuse("refused-overloaded", requestProduce, &produceResponse{Topic: "orders", Partition: 2, Offset: -1},
 			fmt.Errorf("%w: 4096 requests are waiting", ErrOverloaded)),
+		refuse("refused-fenced", requestCommitOffset, &commitOffsetResponse{Fenced: []topicPartition{{Topic: "orders", Partition: 2}}},
+			fmt.Errorf("%w: billing-worker-1-5f2b does not read orders/2 in epoch 29", ErrFenced)),
+		refuse("refused-unknown-member", requestHeartbeat, &heartbeatResponse{},
+			fmt.Errorf(`%w: billing has no member "billing-worker-1-5f2b"`, ErrUnknownMember)),
+		refuse("refused-group-not-empty", requestDeleteGroup, &deleteGroupResponse{},
+			fmt.Errorf("%w: billing has 2", ErrGroupNotEmpty)),
 		refuse("refused-internal", requestListTopics, nil, errors.New("disk: input/output error")),
 		refuse("refused-unsupported", requestUnknown, nil, fmt.Errorf("%w: unknown request type 77", ErrUnsupported)),
 		refuse("refused-malformed", requestUnknown, nil, fmt.Errorf("%w: request: unexpected end of JSON input", ErrMalformed)),
@@ -386,7 +542,10 @@ func TestGoldenFramesAreComplete(t *testing.T) {
 		requests[g.kind] = requests[g.kind] || g.req != nil
 		responses[g.kind] = responses[g.kind] || g.resp != nil && g.refusal == nil
 	}
-	kinds := []requestType{requestListOffsets, requestAlterTopic, requestDeleteRecords}
+	kinds := []requestType{
+		requestListOffsets, requestAlterTopic, requestDeleteRecords,
+		requestDescribeGroup, requestDeleteGroup, requestResetOffsets,
+	}
 	for kind := requestProduce; kind <= requestHeartbeat; kind++ {
 		kinds = append(kinds, kind)
 	}

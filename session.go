@@ -33,6 +33,9 @@ type Handler interface {
 	ConsumeClaim(s *Session, c *Claim) error
 }
 
+// checkedHandler is a handler of this package that may have been made wrongly.
+type checkedHandler interface{ check() error }
+
 // HandlerFunc is a [Handler] that has nothing to set up.
 type HandlerFunc func(s *Session, c *Claim) error
 
