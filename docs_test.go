@@ -130,6 +130,9 @@ func publishedRequests() []struct {
 		{&listOffsetsRequest{}, &listOffsetsResponse{}},
 		{&alterTopicRequest{}, &alterTopicResponse{}},
 		{&deleteRecordsRequest{}, &deleteRecordsResponse{}},
+		{&describeGroupRequest{}, &describeGroupResponse{}},
+		{&deleteGroupRequest{}, &deleteGroupResponse{}},
+		{&resetOffsetsRequest{}, &resetOffsetsResponse{}},
 	}
 }
 
@@ -217,7 +220,9 @@ func fieldsUnder(path string, t reflect.Type) []string {
 
 // docType is what the document calls a type.
 func docType(t reflect.Type) string {
-	plural := map[string]string{"string": "strings", "integer": "integers"}
+	plural := map[string]string{
+		"string": "strings", "integer": "integers", "object of arrays of integers": "objects of arrays of integers",
+	}
 	switch t.Kind() {
 	case reflect.String:
 		return "string"
@@ -241,7 +246,8 @@ func docType(t reflect.Type) string {
 }
 
 // TestProtocolDocFrames holds that every quoted frame is one of the golden ones, and
-// that a request and a response of every kind are quoted under its heading.
+// that a request and a response of every kind are quoted under its heading: first a
+// request, and last a response.
 func TestProtocolDocFrames(t *testing.T) {
 	golden := make(map[string]string) // name by text
 	for _, pattern := range []string{"*.json", "v1/*.json", "v0/*.json"} {
@@ -270,7 +276,9 @@ func TestProtocolDocFrames(t *testing.T) {
 		require.GreaterOrEqual(t, len(names), 2, r.kind())
 		for i, name := range names {
 			require.True(t, strings.HasPrefix(name, prefix), "%s under %s", name, r.kind())
-			require.Equal(t, i == 0, strings.HasSuffix(name, ".request.json"), name)
+			if i == 0 || i == len(names)-1 {
+				require.Equal(t, i == 0, strings.HasSuffix(name, ".request.json"), name)
+			}
 		}
 	}
 }
@@ -395,8 +403,21 @@ func TestProtocolDocLimits(t *testing.T) {
 		"time for the rest":         int(frameTimeout / time.Second),
 		"time for a peer":           int(writeTimeout / time.Second),
 		"answers waiting":           maxUnread,
-		"fetches of one connection": maxHeld,
-		"time for which":            int(maxFetchHold / time.Second),
+		"fetches and heartbeats of": maxHeld,
+		"time for which a fetch":    int(maxFetchHold / time.Second),
+		"time for which a hear":     int(maxHeartbeatHold / time.Second),
+		"requests about groups of":  maxGrouping,
+		"groups":                    maxGroups,
+		"members of":                maxGroupMembers,
+		"topics and patterns":       maxGroupTopics,
+		"pattern":                   maxPatternBytes,
+		"metadata of":               maxOffsetMeta,
+		"longest session":           int(maxGroupTimeout / time.Hour),
+		"session timeout":           int(defaultSession / time.Second),
+		"rebalance timeout":         int(defaultRebalance / time.Second),
+		"time for which an empty":   int(gatherTime / time.Millisecond),
+		"time for a member's":       int(computeTimeout / time.Second),
+		"silence after":             int(silentTimeout / time.Second),
 	}
 	for _, row := range d.table(t, "Limits", "limit").rows {
 		value, _, _ := strings.Cut(strings.ReplaceAll(row[1], ",", ""), " ")
@@ -456,6 +477,9 @@ func TestReadmeOptions(t *testing.T) {
 		"WithFetchMaxWait":      client.fetchMaxWait,
 		"WithPollInterval":      client.pollInterval,
 		"WithMessageBuffer":     client.messageBuffer,
+		"WithAutoCommit":        client.autoCommit,
+		"WithSessionTimeout":    client.sessionTimeout,
+		"WithRebalanceTimeout":  client.rebalanceTimeout,
 		"WithMaxFrameBytes":     client.maxFrameBytes,
 		"WithAutoCreateTopics":  broker.autoCreate,
 		"WithConnectionLimit":   broker.maxConnections,

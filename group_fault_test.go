@@ -659,9 +659,11 @@ func TestGroupCustomAssignor(t *testing.T) {
 		"error": {func(*AssignmentInput) (map[TopicPartition]string, error) {
 			return nil, errors.New("no idea")
 		}, map[int]int{2: 2}, time.Second},
-		"panic":    {func(*AssignmentInput) (map[TopicPartition]string, error) { panic("no") }, map[int]int{2: 2}, time.Second},
-		"nobody":   {func(*AssignmentInput) (map[TopicPartition]string, error) { return nil, nil }, map[int]int{2: 2}, time.Second},
-		"stranger": {func(*AssignmentInput) (map[TopicPartition]string, error) { return map[TopicPartition]string{{faultTopic, 0}: "x"}, nil }, map[int]int{2: 2}, time.Second},
+		"panic":  {func(*AssignmentInput) (map[TopicPartition]string, error) { panic("no") }, map[int]int{2: 2}, time.Second},
+		"nobody": {func(*AssignmentInput) (map[TopicPartition]string, error) { return nil, nil }, map[int]int{2: 2}, time.Second},
+		"stranger": {func(*AssignmentInput) (map[TopicPartition]string, error) {
+			return map[TopicPartition]string{{faultTopic, 0}: "x"}, nil
+		}, map[int]int{2: 2}, time.Second},
 		"too slow": {func(*AssignmentInput) (map[TopicPartition]string, error) { <-never; return nil, nil }, map[int]int{2: 2}, computeTimeout + time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -25,8 +25,9 @@ func newSession(parent, closing context.Context, c *Client, cfg *config, group s
 		client: c, cfg: cfg, group: group, topics: topics, handler: h, report: report,
 		memberID: cfg.clientID + "-" + uuid.NewString(), by: new(answerer), born: time.Now(), since: time.Now(),
 		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
-		claims: make(map[TopicPartition]*holding),
+		claims: make(map[TopicPartition]*holding), looked: time.Now(),
 	}
+	s.patterns, _ = compilePatterns(topics) // Consume has checked them.
 	if len(s.memberID) > maxNameBytes {
 		s.memberID = uuid.NewString()
 	}
@@ -65,23 +66,37 @@ func (s *Session) join(ctx context.Context) error {
 		s.memberID = resp.MemberID
 		s.mu.Unlock()
 	}
+	s.mu.Lock()
+	s.joined, s.rejoin = topics, false
+	s.mu.Unlock()
 	s.heard(sent, resp.Generation)
 	return nil
 }
 
 // resolve returns the topics to subscribe to. A broker that has not announced that it
-// knows groups in full is not given patterns, but the topics that match now.
+// knows groups in full is not given patterns, but the topics that match now, once there
+// are any.
 func (s *Session) resolve(ctx context.Context) ([]string, error) {
-	patterns, err := compilePatterns(s.topics)
-	if err != nil {
-		return nil, err
-	}
 	if err := s.ask(ctx, &clusterInfoRequest{}, &clusterInfoResponse{}); err != nil && (ctx.Err() != nil || connectionFault(err)) {
 		return nil, err
 	}
-	if len(patterns) == 0 || s.by.supportsGroups() {
-		return s.topics, nil
+	for {
+		if len(s.patterns) == 0 || s.by.supportsGroups() {
+			return s.topics, nil
+		}
+		topics, err := s.matching(ctx)
+		if err != nil || len(topics) > 0 {
+			return topics, err
+		}
+		s.report(fmt.Errorf("%w: none matches", ErrTopicNotFound))
+		if !pause(ctx, nil, s.cfg.metadataMaxAge) {
+			return nil, endOf(ctx)
+		}
 	}
+}
+
+// matching returns the topics subscribed to by name, and those that match a pattern.
+func (s *Session) matching(ctx context.Context) ([]string, error) {
 	var resp listTopicsResponse
 	if err := s.ask(ctx, &listTopicsRequest{}, &resp); err != nil {
 		return nil, err
@@ -93,12 +108,28 @@ func (s *Session) resolve(ctx context.Context) ([]string, error) {
 		}
 	}
 	for _, t := range resp.Topics {
-		if slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(t) }) {
+		if slices.ContainsFunc(s.patterns, func(p *regexp.Regexp) bool { return p.MatchString(t) }) {
 			topics = append(topics, t)
 		}
 	}
 	slices.Sort(topics)
 	return slices.Compact(topics), nil
+}
+
+// lookAgain has the session join anew if other topics match its patterns by now, where
+// the broker does not look by itself.
+func (s *Session) lookAgain() {
+	if len(s.patterns) == 0 || s.by.supportsGroups() || time.Since(s.looked) < s.cfg.metadataMaxAge {
+		return
+	}
+	s.looked = time.Now()
+	topics, err := s.matching(s.ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && len(topics) > 0 && !slices.Equal(topics, s.joined) {
+		s.rejoin = true
+		signal(s.work)
+	}
 }
 
 // heard notes that the broker has answered what was sent then.
@@ -154,6 +185,7 @@ func (s *Session) heartbeats() {
 	limit := patience{limit: min(s.cfg.requestTimeout, max(every, s.cfg.sessionTimeout/3))}
 	failures := 0
 	for s.io.Err() == nil {
+		s.lookAgain()
 		sent := time.Now()
 		req := &heartbeatRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 		r := route{repeatable: true, by: s.by, held: true}
@@ -208,6 +240,15 @@ func (s *Session) syncBefore(limit time.Time) {
 
 // sync says what the member still reads, and takes what it may read.
 func (s *Session) sync() {
+	s.mu.Lock()
+	rejoin := s.rejoin
+	s.mu.Unlock()
+	if rejoin {
+		if err := s.join(s.ctx); err != nil {
+			s.end(err)
+			return
+		}
+	}
 	req := &syncGroupRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 	s.mu.Lock()
 	if s.by.supportsGroups() {

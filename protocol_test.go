@@ -230,11 +230,11 @@ func goldenGroups() []goldenExchange {
 				Members: []describedMember{
 					{
 						MemberID: member, InstanceID: "worker-1", ClientID: "billing-worker-1", Host: "worker-1.example.com",
-						Topics: []string{"orders", "^payments"}, Assignment: map[string][]int32{"orders": {0, 1}, "payments.v2": {0}},
+						Topics: []string{"orders", "refunds", "^payments"}, Assignment: map[string][]int32{"orders": {0, 1}, "payments.v2": {0}},
 					},
 					{
 						MemberID: "billing-worker-2-9c01", ClientID: "billing-worker-2", Host: "worker-2.example.com",
-						Topics: []string{"orders", "^payments"}, Assignment: map[string][]int32{},
+						Topics: []string{"orders", "refunds", "^payments"}, Assignment: map[string][]int32{},
 						Pending: map[string][]int32{"orders": {1}},
 					},
 				},
@@ -275,7 +275,7 @@ func goldenMemberships() []goldenExchange {
 			name: "join-group-in-full", kind: requestJoinGroup,
 			req: &joinGroupRequest{
 				GroupID: group, MemberID: member, ClientID: "billing-worker-1",
-				Topics: []string{"orders", "^payments"}, Host: "worker-1.example.com",
+				Topics: []string{"orders", "refunds", "^payments"}, Host: "worker-1.example.com",
 				InstanceID: "worker-1", Assignor: "sticky", SessionTimeoutMs: 30000, RebalanceTimeoutMs: 60000,
 			},
 			resp: &joinGroupResponse{GroupID: group, MemberID: member, Generation: 5, Partitions: []int32{}},
@@ -292,7 +292,7 @@ func goldenMemberships() []goldenExchange {
 					{Topic: "orders", Partition: 0, Epoch: 31, Offset: 17, Metadata: "lô hàng 7"},
 					{Topic: "payments.v2", Partition: 1, Epoch: 34, Offset: -1, Appeared: true},
 				},
-				Missing: []string{"ordres"},
+				Missing: []string{"refunds"},
 			},
 		},
 		{

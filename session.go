@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -57,7 +58,10 @@ type Session struct {
 	group   string
 	topics  []string // as given to Consume
 	handler Handler
-	report  func(error) // must not block
+	// patterns are those of topics, for brokers that do not know any.
+	patterns []*regexp.Regexp
+	looked   time.Time   // when topics were last matched; the heartbeats' own
+	report   func(error) // must not block
 
 	by      *answerer // the broker that coordinates the group
 	born    time.Time
@@ -88,6 +92,8 @@ type Session struct {
 	computed *computedTarget // to be told with the next sync
 	asked    int64           // the generation that an assignment was computed for
 	setUp    bool            // Setup has been called
+	joined   []string        // topics of the last join
+	rejoin   bool            // they are others by now
 }
 
 // Context ends with the session; [context.Cause] says why: the end of Consume's
