@@ -322,3 +322,43 @@ func TestStorageKeepsTopics(t *testing.T) {
 		require.NoError(t, l.Close())
 	})
 }
+
+func TestStorageKeepsGroups(t *testing.T) {
+	eachStorage(t, func(t *testing.T, s Storage) {
+		ctx := t.Context()
+		kept := func() map[string]StoredGroup {
+			groups, err := s.Groups(ctx)
+			require.NoError(t, err)
+			byID := make(map[string]StoredGroup)
+			for _, g := range groups {
+				byID[g.ID] = g
+			}
+			return byID
+		}
+		require.Empty(t, kept())
+		for _, topic := range []StoredTopic{{Name: "demo", ID: "1", Partitions: 2}, {Name: "other", ID: "2", Partitions: 1}} {
+			require.NoError(t, s.PutTopic(ctx, topic))
+		}
+		state := []byte("state")
+		require.NoError(t, s.PutGroup(ctx, "g", state))
+		state[0] = 'S'
+		require.Equal(t, "state", string(kept()["g"].State))
+		offsets := []StoredOffset{{"demo", "1", 0, 5, "m"}, {"other", "2", 0, 7, ""}}
+		require.NoError(t, s.PutOffsets(ctx, "g", offsets))
+		require.NoError(t, s.PutOffsets(ctx, "only offsets/../\x00", []StoredOffset{{"demo", "1", 1, 1, ""}}))
+		require.Len(t, kept(), 2)
+		require.ElementsMatch(t, offsets, kept()["g"].Offsets)
+		require.Empty(t, kept()["only offsets/../\x00"].State)
+
+		require.NoError(t, s.PutOffsets(ctx, "g", []StoredOffset{{"demo", "1", 0, 3, "back"}}))
+		require.NoError(t, s.PutGroup(ctx, "g", []byte("more")))
+		require.ElementsMatch(t, []StoredOffset{{"demo", "1", 0, 3, "back"}, {"other", "2", 0, 7, ""}}, kept()["g"].Offsets)
+		require.Equal(t, "more", string(kept()["g"].State))
+
+		require.NoError(t, s.DeleteTopic(ctx, "demo"))
+		require.Equal(t, []StoredOffset{{"other", "2", 0, 7, ""}}, kept()["g"].Offsets, "a topic takes its offsets along")
+		require.NoError(t, s.DeleteGroup(ctx, "g"))
+		require.NoError(t, s.DeleteGroup(ctx, "g"))
+		require.NotContains(t, kept(), "g")
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -390,9 +391,14 @@ func (c *Client) ask(ctx context.Context, r route, req request, resp response) e
 		return ErrClosed
 	}
 	return c.retry(ctx, p, func(time.Duration) error {
+		reset(resp)
 		return c.round(ctx, r, c.patience(), req, resp)
 	})
 }
+
+// reset takes what an earlier answer has left out of resp: decoding the next one leaves
+// what it does not mention as it is.
+func reset(resp response) { reflect.ValueOf(resp).Elem().SetZero() }
 
 // fetchMetadata asks for one topic, and for the cluster's nodes to understand the
 // answer.

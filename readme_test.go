@@ -62,20 +62,23 @@ func TestReadmeCode(t *testing.T) {
 // exampleBodies returns what stands in each example function, one tab further left.
 func exampleBodies(t *testing.T) []string {
 	t.Helper()
-	const file = "example_test.go"
-	text, err := os.ReadFile(file)
-	require.NoError(t, err)
-	fset := token.NewFileSet()
-	parsed, err := parser.ParseFile(fset, file, text, 0)
+	files, err := filepath.Glob("example*_test.go")
 	require.NoError(t, err)
 	var bodies []string
-	for _, d := range parsed.Decls {
-		f, ok := d.(*ast.FuncDecl)
-		if !ok || !strings.HasPrefix(f.Name.Name, "Example") {
-			continue
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		fset := token.NewFileSet()
+		parsed, err := parser.ParseFile(fset, file, text, 0)
+		require.NoError(t, err)
+		for _, d := range parsed.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || !strings.HasPrefix(f.Name.Name, "Example") {
+				continue
+			}
+			body := string(text[fset.Position(f.Body.Lbrace).Offset+2 : fset.Position(f.Body.Rbrace).Offset])
+			bodies = append(bodies, strings.TrimPrefix(strings.ReplaceAll("\n"+body, "\n\t", "\n"), "\n"))
 		}
-		body := string(text[fset.Position(f.Body.Lbrace).Offset+2 : fset.Position(f.Body.Rbrace).Offset])
-		bodies = append(bodies, strings.TrimPrefix(strings.ReplaceAll("\n"+body, "\n\t", "\n"), "\n"))
 	}
 	require.NotEmpty(t, bodies)
 	return bodies

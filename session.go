@@ -250,6 +250,7 @@ func (s *Session) ask(ctx context.Context, req request, resp response) error {
 	}
 	limit := patience{limit: min(s.cfg.requestTimeout, s.cfg.sessionTimeout)}
 	return s.client.retry(ctx, p, func(time.Duration) error {
+		reset(resp)
 		return s.client.round(ctx, route{repeatable: true, by: s.by}, limit, req, resp)
 	})
 }
