@@ -219,21 +219,7 @@ func (g *group) rebalance(now time.Time, joined bool) {
 func (g *group) resolve(joined bool) {
 	wanted := make(map[string]bool)
 	for _, m := range g.members {
-		m.topics = m.topics[:0:0]
-		for _, t := range m.subscription {
-			if !isPattern(t) {
-				m.topics = append(m.topics, t)
-			}
-		}
-		if len(m.patterns) > 0 {
-			for t := range g.topics {
-				if m.wants(t) {
-					m.topics = append(m.topics, t)
-				}
-			}
-		}
-		slices.Sort(m.topics)
-		m.topics = slices.Compact(m.topics)
+		g.resolveTopics(m)
 		for _, t := range m.topics {
 			wanted[t] = true
 		}
@@ -260,6 +246,25 @@ func (g *group) resolve(joined bool) {
 			delete(g.slots, tp)
 		}
 	}
+}
+
+// resolveTopics finds out what a member's subscription comes to.
+func (g *group) resolveTopics(m *member) {
+	m.topics = m.topics[:0:0]
+	for _, t := range m.subscription {
+		if !isPattern(t) {
+			m.topics = append(m.topics, t)
+		}
+	}
+	if len(m.patterns) > 0 {
+		for t := range g.topics {
+			if m.wants(t) {
+				m.topics = append(m.topics, t)
+			}
+		}
+	}
+	slices.Sort(m.topics)
+	m.topics = slices.Compact(m.topics)
 }
 
 // chooseAssignor returns the assignor that all members name, or sticky.

@@ -128,7 +128,7 @@ func TestHeartbeatIsHeld(t *testing.T) {
 
 		// The broker's end answers what is held.
 		syncRaw(t, b, "a", 3)
-		time.AfterFunc(time.Second, func() { _ = b.Shutdown(context.Background()) })
+		time.AfterFunc(time.Second, func() { _ = b.Shutdown(t.Context()) })
 		_, took, err = beat("a", 10*time.Second)
 		require.NoError(t, err)
 		require.Equal(t, time.Second, took)

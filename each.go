@@ -11,7 +11,7 @@ import (
 // other, and marks each for which it returns nil. ctx is the claim's: it ends when the
 // partition goes to another member. An error of fn ends Consume, with the message
 // unmarked, unless ctx has ended.
-func Each(fn func(ctx context.Context, m *Message) error, opts ...EachOption) Handler {
+func Each(fn func(ctx context.Context, m *Message) error, opts ...EachOption) Handler { //nolint:ireturn // its type says nothing
 	h := &eachHandler{fn: fn, concurrency: 1}
 	for _, o := range opts {
 		if o == nil {
@@ -165,8 +165,10 @@ func (l *lanes) take(offset int64) error {
 // work handles the messages of one lane.
 func (l *lanes) work(queue <-chan *Message) error {
 	for m := range queue {
-		if l.ctx.Err() != nil {
+		select {
+		case <-l.ctx.Done():
 			return nil // What waits is left to the next reader.
+		default:
 		}
 		if err := l.fn(l.ctx, m); err != nil {
 			return err

@@ -464,7 +464,8 @@ func TestGroupSurvivesBrokerRestart(t *testing.T) {
 			mu.Unlock()
 			store(t, b, 1)
 			after(5 * time.Second)
-			require.Equal(t, before, map[string][]TopicPartition{"a": r.of("a"), "b": r.of("b")})
+			now := map[string][]TopicPartition{"a": r.of("a"), "b": r.of("b")}
+			require.Equal(t, before, now)
 		}
 		for what, n := range r.calls() {
 			require.Equal(t, 1, n, what)

@@ -42,43 +42,17 @@ const (
 	requestUnknown requestType = -1
 )
 
-// requestNames are what errors and logs call the requests.
+// String is what errors and logs call the request.
 func (t requestType) String() string {
+	documented := [...]string{
+		"Produce", "Fetch", "CreateTopic", "DeleteTopic", "ListTopics", "Metadata",
+		"JoinGroup", "LeaveGroup", "SyncGroup", "CommitOffset", "FetchOffset", "ListGroups",
+		"ClusterInfo", "NodeJoin", "NodeLeave", "Rebalance", "Heartbeat",
+	}
+	if t >= 0 && int(t) < len(documented) {
+		return documented[t]
+	}
 	switch t {
-	case requestProduce:
-		return "Produce"
-	case requestFetch:
-		return "Fetch"
-	case requestCreateTopic:
-		return "CreateTopic"
-	case requestDeleteTopic:
-		return "DeleteTopic"
-	case requestListTopics:
-		return "ListTopics"
-	case requestMetadata:
-		return "Metadata"
-	case requestJoinGroup:
-		return "JoinGroup"
-	case requestLeaveGroup:
-		return "LeaveGroup"
-	case requestSyncGroup:
-		return "SyncGroup"
-	case requestCommitOffset:
-		return "CommitOffset"
-	case requestFetchOffset:
-		return "FetchOffset"
-	case requestListGroups:
-		return "ListGroups"
-	case requestClusterInfo:
-		return "ClusterInfo"
-	case requestNodeJoin:
-		return "NodeJoin"
-	case requestNodeLeave:
-		return "NodeLeave"
-	case requestRebalance:
-		return "Rebalance"
-	case requestHeartbeat:
-		return "Heartbeat"
 	case requestListOffsets:
 		return "ListOffsets"
 	case requestAlterTopic:

@@ -43,6 +43,22 @@
 //		process(m)
 //	}
 //
+// # Consumer groups
+//
+// The members of a [ConsumerGroup] share the partitions of topics. What they have
+// handled is committed, so that whoever reads a partition next goes on there:
+//
+//	group, err := client.ConsumerGroup("billing")
+//	...
+//	err = group.Consume(ctx, []string{"orders"}, robust.Each(process))
+//
+// [Each] calls a function for every message, which is done when the function returns
+// nil. A [Handler] works on whole partitions: it is given a [Claim] for each of them,
+// and marks what is done in its [Session]. When members come and go, only the
+// partitions that move are interrupted. Delivery is at least once: nothing is
+// committed that was only delivered. [AdminClient.DescribeGroup] shows members,
+// offsets and lag.
+//
 // # A broker in the same process
 //
 // [NewBroker] makes a broker, [Broker.Listen] serves it on a port, [Broker.Dial]

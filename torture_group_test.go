@@ -60,6 +60,7 @@ type torture struct {
 	broker     *Broker
 	addr       string
 	restarted  time.Time // when the broker came back last
+	starved    time.Time // when this process did not run for a while
 	parts      map[TopicPartition]*torturePartition
 	epochs     map[int64]tortureGrant
 	events     []string
@@ -197,6 +198,7 @@ func (w *torture) run(duration time.Duration) {
 	var watching, producing sync.WaitGroup
 	stopWatch, stopProduce := context.WithCancel(ctx)
 	watching.Go(func() { w.watch(stopWatch) })
+	watching.Go(func() { w.feel(stopWatch) })
 	produceCtx, endProduce := context.WithCancel(ctx)
 	topics := make(chan string, 10) // that come later
 	for i := range 2 {
@@ -601,6 +603,8 @@ func (w *torture) excuseLocked(m *tortureMember, now time.Time) string {
 		return "connections harmed"
 	case now.Sub(w.restarted) < m.session+m.rebalance:
 		return "broker restarted"
+	case now.Sub(w.starved) < m.session+m.rebalance:
+		return "machine stalled"
 	}
 	return ""
 }
@@ -1057,7 +1061,7 @@ func (m *tortureMember) begin(s *Session, c *Claim) *tortureClaim {
 			w.counts["claims that a commit has overtaken"]++
 		}
 		// What was marked is committed before the next one begins.
-		if l := p.last; l != nil && len(p.running) == 1 && l.epoch < k.epoch && initial < l.marked && w.excuseLocked(l.m, now) == "" {
+		if l := p.last; l != nil && len(p.running) == 1 && l.epoch < k.epoch && max(0, initial) < l.marked && w.excuseLocked(l.m, now) == "" {
 			w.violationLocked([]string{m.String(), l.m.String(), tp.String()}, "%s begins %s at %d, %s has marked up to %d and had returned", m, tp, initial, l.m, l.marked)
 		}
 	}
@@ -1292,6 +1296,24 @@ func (w *torture) describedLocked(d *GroupDescription) {
 			w.violationLocked(about, "%s: epoch goes back: %d after %d, kept is %d", o.TopicPartition, o.Epoch, p.epoch, p.keptEpoch)
 		}
 		p.epoch = max(p.epoch, o.Epoch)
+	}
+}
+
+// feel finds out when the machine does not let the process run: timeouts run all the
+// same.
+func (w *torture) feel(ctx context.Context) {
+	const every, late = 10 * time.Millisecond, 200 * time.Millisecond
+	last := time.Now()
+	for pause(ctx, nil, every) {
+		now := time.Now()
+		if gap := now.Sub(last); gap > late {
+			w.mu.Lock()
+			w.starved = now
+			w.counts["times that the machine stalled"]++
+			w.noteLocked("broker and all stood still for %v", gap)
+			w.mu.Unlock()
+		}
+		last = now
 	}
 }
 
