@@ -2,6 +2,8 @@ GO       ?= go
 FUZZTIME ?= 10s
 BENCH    ?= .
 COUNT    ?= 1
+DURATION ?= 10m
+SEED     ?=
 MODULE   := github.com/aminofox/robust-go-sdk
 
 # Every module of the tree, the root first. tools/ holds no code of its own: its
@@ -17,10 +19,10 @@ GOLANGCI := GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint examples fuzz bench api
+.PHONY: help check test fmt fmt-check vet lint examples fuzz bench torture-groups api
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 check: fmt-check vet lint test examples fuzz ## everything a change must pass
 
@@ -64,6 +66,10 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 bench: ## run the benchmarks of BENCH, COUNT times
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) .
+
+# The test bounds itself: it panics with all stacks when it is stuck.
+torture-groups: ## torture consumer groups for DURATION, planned by SEED
+	ROBUST_TORTURE=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestTortureGroups$$' .
 
 api: ## record the exported API in testdata/api.txt
 	$(GO) test -run '^TestAPI$$' -update-api .

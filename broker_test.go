@@ -79,7 +79,7 @@ func TestBrokerRefusals(t *testing.T) {
 		`{"request_id":7,"request_type":4}`:                                            `"error_code":"INVALID_REQUEST"`,
 		`[1,2]`:                                                                        `"error_code":"INVALID_REQUEST"`,
 		`"text"`:                                                                       `"error_code":"INVALID_REQUEST"`,
-		`{"request_id":"h","request_type":6,"payload":{"group_id":"g"}}`:               `this broker has no consumer groups`,
+		`{"request_id":"h","request_type":6,"payload":{"group_id":"g"}}`:               `"error":"invalid request: 0 topics, want 1 to 1000"`,
 		`{"request_id":"i","request_type":15,"payload":{"group_id":"g"}}`:              `"error_code":"GROUP_NOT_FOUND"`,
 	} {
 		require.Contains(t, c.ask(request+"\n"), want, request)

@@ -30,6 +30,8 @@ const (
 	// for any more, before a connection on which nothing has come for pingTimeout
 	// is given up.
 	maxAbandoned = 1024
+	// mostAbandoned is how many are borne of a broker that answers others.
+	mostAbandoned = 16 * maxAbandoned
 	// maxQueuedBytes is how much may wait to be written before callers wait.
 	maxQueuedBytes = 4 << 20
 )
@@ -511,7 +513,7 @@ func (c *conn) abandon(k *call) {
 		c.abandoned++
 	}
 	silent := time.Since(c.born)-time.Duration(c.lastRead.Load()) >= pingTimeout
-	many := c.abandoned > maxAbandoned && silent
+	many := c.abandoned > maxAbandoned && silent || c.abandoned > mostAbandoned
 	c.mu.Unlock()
 	switch {
 	case c.form == ProtocolV0:

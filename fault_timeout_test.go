@@ -82,6 +82,32 @@ func TestAbandonedCallsAreBounded(t *testing.T) {
 	})
 }
 
+// So is what a broker leaves unanswered that answers everything else.
+func TestAbandonedCallsOfBusyBrokerAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newFakeBroker(t, newFakeLog(faultTopic, 1))
+		b.script = func(r *fakeRequest) *fakeAnswer {
+			if r.kind == requestProduce {
+				return r.silence()
+			}
+			return nil
+		}
+		c := faultClient(t, b.dial, WithBrokers(b.addr), WithMaxConnections(1), WithMetadataMaxAge(24*time.Hour), WithRequestTimeout(24*time.Hour))
+		producer := faultProducer(t, c)
+		ctx, cancel := context.WithCancel(t.Context())
+		var sending sync.WaitGroup
+		for range mostAbandoned + 1 {
+			sending.Go(func() { _, _, _ = producer.SendMessage(ctx, to0("a")) })
+		}
+		synctest.Wait()
+		require.NoError(t, c.Ping(t.Context()))
+		cancel()
+		sending.Wait()
+		require.NoError(t, c.Ping(t.Context()))
+		require.Equal(t, 2, b.dialed())
+	})
+}
+
 // slowly makes each dial take so long.
 func slowly(dial dialFunc, d time.Duration) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {

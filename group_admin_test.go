@@ -2,6 +2,7 @@ package robust_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -306,6 +307,9 @@ func TestEachConcurrencyFails(t *testing.T) {
 	require.ErrorAs(t, err, &panicked)
 	require.Equal(t, "fifty", panicked.Value)
 	d, err := c.Admin().DescribeGroup(t.Context(), "g")
+	if errors.Is(err, robust.ErrGroupNotFound) {
+		return // The other lanes had not begun, so that there was nothing to commit.
+	}
 	require.NoError(t, err)
 	require.LessOrEqual(t, d.Offsets[0].Committed, int64(50))
 }

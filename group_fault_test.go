@@ -278,7 +278,7 @@ func TestGroupStaticMember(t *testing.T) {
 		after(5 * time.Second)
 		require.Equal(t, before, r.of("a"))
 		for what, n := range r.calls() {
-			if strings.HasPrefix(what, "b") {
+			if strings.HasPrefix(what, "b ") {
 				require.Equal(t, 1, n, what)
 			}
 		}
@@ -548,6 +548,7 @@ func TestGroupFollowsTopics(t *testing.T) {
 		after(2 * time.Second)
 		require.Equal(t, []int64{0, 0}, r.handled["log-1/0"])
 		require.Equal(t, 1, r.calls()["a t/0"])
+		require.GreaterOrEqual(t, a.group.client.Metrics().Consumer.GetStats().Rebalances, uint64(3))
 		require.NoError(t, a.stop())
 	})
 }

@@ -365,10 +365,12 @@ func (s *Session) note(resp *syncGroupResponse) {
 // stays is not touched.
 func (s *Session) reconcile(grants map[TopicPartition]*partitionGrant, pending bool) {
 	var begin []*holding
+	revoked := 0
 	s.mu.Lock()
 	for tp, h := range s.claims {
 		if g := grants[tp]; h.revoked.IsZero() && (g == nil || g.Epoch != h.epoch) {
 			h.revoked = time.Now()
+			revoked++
 			h.cancel(fmt.Errorf("%w: %s goes to another member", ErrRebalanced, tp))
 		}
 	}
@@ -380,11 +382,17 @@ func (s *Session) reconcile(grants map[TopicPartition]*partitionGrant, pending b
 			begin = append(begin, h)
 		}
 	}
+	if len(begin)+revoked > 0 {
+		s.client.metrics.Consumer.recordRebalance()
+	}
 	first := !s.setUp && (len(begin) > 0 || !pending)
 	s.setUp = s.setUp || first
 	s.mu.Unlock()
 	if first {
 		if err := guard(func() error { return s.handler.Setup(s) }); err != nil {
+			s.mu.Lock()
+			s.setUp = false // There is nothing to clean up.
+			s.mu.Unlock()
 			s.end(err)
 			return
 		}

@@ -84,6 +84,7 @@ type ConsumerMetrics struct {
 	fetches          atomic.Uint64
 	commits          atomic.Uint64
 	commitErrors     atomic.Uint64
+	rebalances       atomic.Uint64
 	errorsDropped    atomic.Uint64
 
 	mu      sync.RWMutex // guards the following
@@ -107,6 +108,7 @@ type ConsumerStats struct {
 	FetchCount       uint64 // fetch requests answered
 	CommitCount      uint64 // commits that succeeded
 	CommitErrors     uint64 // commits that failed
+	Rebalances       uint64 // changes of what members of consumer groups read
 	ErrorsDropped    uint64 // notices that nobody read from an Errors channel in time
 	// Lag is, for each partition that is being read, how many messages lie
 	// between the next one to be handed over and the high-water mark; of several
@@ -131,6 +133,8 @@ func (m *ConsumerMetrics) RecordCommit(success bool) {
 		m.commitErrors.Add(1)
 	}
 }
+
+func (m *ConsumerMetrics) recordRebalance() { m.rebalances.Add(1) }
 
 func (m *ConsumerMetrics) recordDroppedError() { m.errorsDropped.Add(1) }
 
@@ -189,6 +193,7 @@ func (m *ConsumerMetrics) GetStats() ConsumerStats {
 		FetchCount:       m.fetches.Load(),
 		CommitCount:      m.commits.Load(),
 		CommitErrors:     m.commitErrors.Load(),
+		Rebalances:       m.rebalances.Load(),
 		ErrorsDropped:    m.errorsDropped.Load(),
 		Lag:              make(map[TopicPartition]int64, len(gauges)),
 	}

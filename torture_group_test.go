@@ -136,8 +136,8 @@ type tortureMember struct {
 	blocked   bool
 	disturbed time.Time // its connections were harmed, and until when that is an excuse
 	leaving   bool
-	stall     time.Duration // the next message is handled for as long
-	fail      int           // the next message: 1 panics, 2 fails
+	stall     time.Duration    // the next message is handled for as long
+	fail      int              // the next message: 1 panics, 2 fails
 	claims    map[*Session]int // that run, -1 after Cleanup
 	over      map[*Session]time.Time
 }
@@ -390,7 +390,7 @@ func (w *torture) plan(ctx context.Context, duration time.Duration, topics chan<
 		}},
 		{6, func() { w.cutNow(w.pick()) }},
 		{7, func() { w.static() }},
-		{2, func() { w.restart() }},
+		{1, func() { w.restart() }},
 		{2, func() {
 			err := w.admin.Admin().Rebalance(ctx, tortureGroup)
 			if err != nil && !errors.Is(err, ErrGroupNotFound) {
@@ -601,8 +601,6 @@ func (w *torture) excuseLocked(m *tortureMember, now time.Time) string {
 		return "replaced"
 	case m.blocked, now.Before(m.disturbed):
 		return "connections harmed"
-	case now.Sub(w.restarted) < m.session+m.rebalance:
-		return "broker restarted"
 	case now.Sub(w.starved) < m.session+m.rebalance:
 		return "machine stalled"
 	}
@@ -1273,7 +1271,7 @@ func (w *torture) watch(ctx context.Context) {
 		case err == nil:
 			w.counts["descriptions"]++
 			w.describedLocked(d)
-		case ctx.Err() == nil && !errors.Is(err, ErrGroupNotFound):
+		case ctx.Err() == nil && !errors.Is(err, ErrGroupNotFound) && !connectionFault(err):
 			w.violationLocked(nil, "DescribeGroup: %v", err)
 		}
 		w.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -25,6 +26,7 @@ func TestExamples(t *testing.T) {
 	dir := build(t)
 	t.Run("embedded", func(t *testing.T) { testEmbedded(t, dir) })
 	t.Run("sequence", func(t *testing.T) { testSequence(t, dir) })
+	t.Run("group", func(t *testing.T) { testGroup(t, dir) })
 	t.Run("usage", func(t *testing.T) { testUsage(t, dir) })
 	t.Run("documented", func(t *testing.T) { testDocumented(t, dir) })
 }
@@ -36,7 +38,7 @@ func build(t *testing.T) string {
 		t.Skip("builds and runs programs")
 	}
 	dir := t.TempDir()
-	for _, example := range []string{"admin", "broker", "consumer/simple", "metrics", "producer/simple", "quickstart"} {
+	for _, example := range []string{"admin", "broker", "consumer/group", "consumer/simple", "metrics", "producer/simple", "quickstart"} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", program(dir, example), "./"+example)
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s", out)
@@ -154,6 +156,10 @@ func testEmbedded(t *testing.T, dir string) {
 			`^offset 4  `, "\n3 messages read, the next offset is 7, the high-water mark ",
 		}},
 		{"consumer/simple", []string{"-n", "1", "-from", "newest"}, []string{`^offset [1-9]\d+  `, "1 messages read"}},
+		{"consumer/group", nil, []string{
+			`^joined group demo-group as group-example-`, `\ngeneration 1: demo-topic/3 comes\n`, `\ngeneration 1: demo-topic/3 goes\n`,
+			`\n20 messages handled\n  demo-topic/0: 5\n  demo-topic/1: 5\n  demo-topic/2: 5\n  demo-topic/3: 5\n$`,
+		}},
 		{"metrics", nil, []string{
 			`messages sent +100\n`, `messages failed +1\n`, `messages received +75\n`, `lag of metrics-demo/0 +25\n`,
 			`active connections +[12]\n`, `reconnections +0\n$`,
@@ -228,10 +234,77 @@ func testSequence(t *testing.T, dir string) {
 	rest, code = broker.stop(t, os.Interrupt)
 	require.Zero(t, code, "%s", &broker.stderr)
 	require.Equal(t, "stopping\n", rest)
-	for _, example := range []string{"quickstart", "admin", "producer/simple", "consumer/simple", "metrics"} {
+	for _, example := range []string{"quickstart", "admin", "producer/simple", "consumer/simple", "consumer/group", "metrics"} {
 		r := run(t, dir, example, "-brokers", addr)
 		require.Equal(t, 1, r.code, example)
 		require.Contains(t, r.stderr, "no broker can be reached", example)
+	}
+}
+
+// testGroup has the members of a group share a topic.
+func testGroup(t *testing.T, dir string) {
+	if runtime.GOOS == "windows" {
+		t.Skip("processes cannot be interrupted")
+	}
+	_, addr := startBroker(t, dir, "-topic", "demo-topic:4")
+	join := func(args ...string) *process {
+		t.Helper()
+		p := start(t, dir, "consumer/group", append([]string{"-brokers", addr}, args...)...)
+		require.Regexp(t, `^joined group demo-group as group-example-`, p.line(t))
+		return p
+	}
+	// moved reads n lines that say the same of n partitions, and returns which.
+	moved := func(p *process, n int, how string) (partitions []string) {
+		t.Helper()
+		for range n {
+			m := regexp.MustCompile(`^generation \d+: (demo-topic/\d) ` + how + `$`).FindStringSubmatch(p.line(t))
+			require.NotNil(t, m)
+			partitions = append(partitions, m[1])
+		}
+		return partitions
+	}
+	// send sends n messages, and returns how many have gone to the partitions.
+	send := func(n string, partitions []string) (count int) {
+		t.Helper()
+		r := run(t, dir, "producer/simple", "-brokers", addr, "-n", n)
+		require.Zero(t, r.code, "%s", r.stderr)
+		for _, partition := range partitions {
+			count += strings.Count(r.stdout, strings.Replace(partition, "demo-topic/", "partition ", 1)+"  ")
+		}
+		return count
+	}
+
+	first := join()
+	all := moved(first, 4, "comes")
+	second := join()
+	theirs := moved(second, 2, "comes")
+	require.ElementsMatch(t, theirs, moved(first, 2, "goes"))
+
+	count := send("8", theirs)
+	for range count {
+		require.Regexp(t, `^demo-topic/\d  offset \d  key user-`, second.line(t))
+	}
+	for range 8 - count {
+		require.Regexp(t, `^demo-topic/\d  offset \d  key user-`, first.line(t))
+	}
+	rest, code := second.stop(t, os.Interrupt)
+	require.Zero(t, code, "%s", &second.stderr)
+	require.Regexp(t, fmt.Sprintf(`^generation 2: demo-topic/\d goes\ngeneration 2: demo-topic/\d goes\n%d messages handled\n`, count), rest)
+	require.ElementsMatch(t, theirs, moved(first, 2, "comes"))
+	rest, code = first.stop(t, os.Interrupt)
+	require.Zero(t, code, "%s", &first.stderr)
+	require.Contains(t, rest, fmt.Sprintf("\n%d messages handled\n", 8-count))
+
+	// Who comes later goes on behind what was handled. A member with a name gets
+	// its partitions back although it has not left the group.
+	for _, offset := range []string{"2", "3"} {
+		static := join("-instance", "one")
+		require.ElementsMatch(t, all, moved(static, 4, "comes"))
+		require.Equal(t, 1, send("1", all))
+		require.Regexp(t, `^demo-topic/\d  offset `+offset+`  key user-0  value message 0$`, static.line(t))
+		rest, code = static.stop(t, os.Interrupt)
+		require.Zero(t, code, "%s", &static.stderr)
+		require.Contains(t, rest, "\n1 messages handled\n")
 	}
 }
 
@@ -247,6 +320,7 @@ func testUsage(t *testing.T, dir string) {
 		{"broker", "-h", 0, "-auto-create number"},
 		{"producer/simple", "-h", 0, "host:port[,host:port]"},
 		{"consumer/simple", "-h", 0, "oldest, newest or a number"},
+		{"consumer/group", "-h", 0, "finds its partitions again"},
 		{"metrics", "-h", 0, "three quarters are read"},
 		{"quickstart", "file.csv", 2, `unexpected argument "file.csv"`},
 		{"quickstart", "-brokers ,", 2, "want host:port[,host:port]"},
@@ -257,6 +331,7 @@ func testUsage(t *testing.T, dir string) {
 		{"quickstart", "-timeout 1ns", 1, "deadline exceeded"},
 		{"consumer/simple", "-from yesterday", 2, "want oldest, newest or an offset"},
 		{"consumer/simple", "-partition -1", 1, "want 1 to 10000 partitions"},
+		{"consumer/group", "-topic a/b", 1, `WithTopic("a/b")`},
 		{"broker", "-topic orders", 2, "want name:partitions"},
 		{"broker", "-topic orders:0", 1, "want 1 to 10000 partitions"},
 		{"broker", "-addr 127.0.0.1:99999", 1, "listen on 127.0.0.1:99999"},

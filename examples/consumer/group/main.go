@@ -27,7 +27,7 @@ const (
 
 type options struct {
 	group, topic, instance string
-	concurrency, count     int
+	count                  int
 }
 
 func main() {
@@ -36,7 +36,6 @@ func main() {
 	flag.StringVar(&o.group, "group", "demo-group", "`name` of the group")
 	flag.StringVar(&o.topic, "topic", "demo-topic", "`name` of the topic, or a pattern that begins with ^")
 	flag.StringVar(&o.instance, "instance", "", "`name` of this member, under which it finds its partitions again after a restart")
-	flag.IntVar(&o.concurrency, "concurrency", 1, "`number` of messages of a partition to handle side by side")
 	flag.IntVar(&o.count, "n", 0, "`number` of messages after which to stop; 0 does not stop")
 	exampleutil.Main(about, func(ctx context.Context) error {
 		client, err := robust.New(
@@ -73,7 +72,7 @@ func run(ctx context.Context, client *robust.Client, o options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := &member{handled: make(map[robust.TopicPartition]int), count: o.count, enough: cancel}
-	m.Handler = robust.Each(m.handle, robust.Concurrency(o.concurrency))
+	m.Handler = robust.Each(m.handle)
 	// It returns nil when the context ends, with everything committed that was handled.
 	err = group.Consume(ctx, []string{o.topic}, m)
 	m.printTotals()
