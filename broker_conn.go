@@ -294,7 +294,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		return err
 	}
 	f, enough, err := c.service.fetch(c.ctx, q, req.lockStep)
-	if req.lockStep {
+	if req.lockStep && err == nil {
 		c.service.groups.fetched(TopicPartition{q.Topic, q.Partition})
 	}
 	if enough || q.MaxWaitMs <= 0 || req.lockStep || !c.hold() {

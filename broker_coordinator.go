@@ -11,8 +11,13 @@ import (
 	"time"
 )
 
-// maxGroups is how many groups a broker keeps.
-const maxGroups = 10_000
+const (
+	// maxGroups is how many groups a broker keeps.
+	maxGroups = 10_000
+	// stalled is how late the broker must be to take itself for the one that was
+	// silent: it was stopped, or starved, and has heard none of the members.
+	stalled = time.Second
+)
 
 // coordinator runs the groups of a broker: it gives them the time, keeps what they
 // want kept, and wakes those who wait for them.
@@ -123,6 +128,9 @@ func (h *hostedGroup) do(f func(g *group, now time.Time)) bool {
 		return false
 	}
 	now := time.Now()
+	if next := h.group.next; !next.IsZero() && now.Sub(next) > stalled {
+		h.group.spare(now)
+	}
 	h.group.tick(now) // What is overdue comes first, whenever the timer runs.
 	f(h.group, now)
 	notes := h.settleLocked()

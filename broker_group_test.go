@@ -264,6 +264,28 @@ func TestGroupStorageFails(t *testing.T) {
 	})
 }
 
+// A broker that was stopped for longer than the session timeout has heard none of its
+// members, and does not take them for dead.
+func TestGroupOfStalledBroker(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		after(5 * time.Second) // So that it does not look around just when the member is due.
+		joinRaw(t, b, "a", "")
+		after(gatherTime)
+		require.NoError(t, b.service.groups.with(t.Context(), "g", false, func(h *hostedGroup) error {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			require.True(t, h.timer.Stop()) // As good as stopped.
+			return nil
+		}))
+		after(time.Minute)
+		grants, _ := syncRaw(t, b, "a", 1)
+		require.Len(t, grants, 2)
+		after(31 * time.Second)
+		require.ErrorIs(t, commitRaw(t, b, "a", 0, 1, grants[0]), ErrUnknownMember)
+	})
+}
+
 // A group of which nothing is left is forgotten, in memory and in the storage.
 func TestGroupIsForgotten(t *testing.T) {
 	bubble(t, func(t *testing.T) {

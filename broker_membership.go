@@ -128,6 +128,15 @@ func (g *group) touch(now time.Time, m *member) {
 	}
 }
 
+// spare gives members that would be expired their time once more.
+func (g *group) spare(now time.Time) {
+	for _, m := range g.members {
+		if !now.Before(m.expires) {
+			g.touch(now, m)
+		}
+	}
+}
+
 // leave takes a member out.
 func (g *group) leave(now time.Time, id string) error {
 	m, err := g.member(id)

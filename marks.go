@@ -64,10 +64,11 @@ type marks struct {
 	mu        sync.Mutex // guards the following
 	run       *run       // nil: a mark stands for everything before it
 	next      int64      // of the next message to be read, were it committed now; -1: nothing is marked
-	metadata  string
-	changed   bool // next or metadata is not committed yet
-	changes   int  // counts changes
-	forgotten bool // nothing may be committed any more
+	metadata  string     // that was marked with it
+	latest    string     // metadata of the latest mark
+	changed   bool       // next or metadata is not committed yet
+	changes   int        // counts changes
+	forgotten bool       // nothing may be committed any more
 }
 
 func newMarks(committed int64, contiguous bool) *marks {
@@ -83,7 +84,9 @@ func (m *marks) take(offset int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.run != nil {
+		// A message can be marked before it is noted as delivered.
 		m.run.take(offset)
+		m.moveLocked(m.run.advance(), m.latest)
 	}
 }
 
@@ -92,6 +95,7 @@ func (m *marks) message(offset int64, metadata string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := offset + 1
+	m.latest = metadata
 	if m.run != nil {
 		next = m.run.finish(offset)
 	}
@@ -102,6 +106,7 @@ func (m *marks) message(offset int64, metadata string) {
 func (m *marks) below(offset int64, metadata string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.latest = metadata
 	if m.run != nil {
 		offset = m.run.finishBelow(offset)
 	}

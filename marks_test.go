@@ -50,6 +50,19 @@ func TestRunIsUnbroken(t *testing.T) {
 	}
 }
 
+// Whoever reads the channel can mark a message before it is noted as delivered.
+func TestMarkBeforeTaken(t *testing.T) {
+	m := newMarks(0, true)
+	m.take(0)
+	m.message(1, "one")
+	m.message(0, "zero")
+	require.Equal(t, int64(1), m.position())
+	m.take(1)
+	require.Equal(t, int64(2), m.position())
+	_, _, _, ok := m.pending()
+	require.True(t, ok)
+}
+
 func TestMarksMoveForwardOnly(t *testing.T) {
 	m := newMarks(5, false)
 	_, _, _, ok := m.pending()

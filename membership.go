@@ -25,7 +25,7 @@ func newSession(parent, closing context.Context, c *Client, cfg *config, group s
 		client: c, cfg: cfg, group: group, topics: topics, handler: h, report: report,
 		memberID: cfg.clientID + "-" + uuid.NewString(), by: new(answerer), born: time.Now(), since: time.Now(),
 		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
-		claims: make(map[TopicPartition]*holding), looked: time.Now(),
+		claims: make(map[TopicPartition]*holding), gaveUp: make(map[TopicPartition]int64), looked: time.Now(),
 	}
 	s.patterns, _ = compilePatterns(topics) // Consume has checked them.
 	if len(s.memberID) > maxNameBytes {
@@ -251,9 +251,10 @@ func (s *Session) sync() {
 	}
 	req := &syncGroupRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 	s.mu.Lock()
+	s.seq++
+	seq := s.seq
 	if s.by.supportsGroups() {
-		s.seq++
-		req.Seq, req.Target = s.seq, s.computed
+		req.Seq, req.Target = seq, s.computed
 		req.Owned = make(map[string][]int32)
 		for tp := range s.claims {
 			req.Owned[tp.Topic] = append(req.Owned[tp.Topic], tp.Partition)
@@ -294,7 +295,7 @@ func (s *Session) sync() {
 	}
 	s.mu.Unlock()
 	s.note(&resp)
-	s.reconcile(grants, resp.Pending)
+	s.reconcile(seq, grants, resp.Pending)
 	if resp.Compute != nil {
 		s.compute(resp.Compute)
 	}
@@ -362,8 +363,9 @@ func (s *Session) note(resp *syncGroupResponse) {
 }
 
 // reconcile has claims begin and end so that they become what was granted. A claim that
-// stays is not touched.
-func (s *Session) reconcile(grants map[TopicPartition]*partitionGrant, pending bool) {
+// stays is not touched. The answer is to the sync of this seq: a partition that was given
+// up since is another matter, which the next one settles.
+func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant, pending bool) {
 	var begin []*holding
 	revoked := 0
 	s.mu.Lock()
@@ -376,7 +378,8 @@ func (s *Session) reconcile(grants map[TopicPartition]*partitionGrant, pending b
 	}
 	for _, tp := range slices.SortedFunc(maps.Keys(grants), compareTopicPartition) {
 		// One that is being given up must have ended before it begins anew.
-		if s.claims[tp] == nil {
+		if at, ok := s.gaveUp[tp]; s.claims[tp] == nil && (!ok || at < seq) {
+			delete(s.gaveUp, tp)
 			h := s.newHolding(tp, grants[tp])
 			s.claims[tp] = h
 			begin = append(begin, h)
@@ -428,6 +431,7 @@ func (s *Session) serve(h *holding) {
 	}
 	s.mu.Lock()
 	delete(s.claims, h.of)
+	s.gaveUp[h.of] = s.seq
 	s.mu.Unlock()
 	signal(s.work)
 }

@@ -85,8 +85,9 @@ type Session struct {
 	mu       sync.Mutex // guards the following
 	memberID string     // brokers of the documented protocol give it
 	claims   map[TopicPartition]*holding
-	seq      int64
-	pending  bool // others have to give up what is to come
+	seq      int64                    // of the last sync
+	gaveUp   map[TopicPartition]int64 // partitions given up, and seq at that time
+	pending  bool                     // others have to give up what is to come
 	since    time.Time
 	missing  []string        // topics that are not there
 	computed *computedTarget // to be told with the next sync

@@ -136,7 +136,8 @@ type tortureMember struct {
 	blocked   bool
 	disturbed time.Time // its connections were harmed, and until when that is an excuse
 	leaving   bool
-	stall     time.Duration    // the next message is handled for as long
+	stall     time.Duration    // the next messages are handled for as long
+	stalls    int              // how many
 	fail      int              // the next message: 1 panics, 2 fails
 	claims    map[*Session]int // that run, -1 after Cleanup
 	over      map[*Session]time.Time
@@ -369,11 +370,21 @@ func (w *torture) plan(ctx context.Context, duration time.Duration, topics chan<
 				w.kill(w.take())
 			}
 		}},
-		{10, func() {
-			if m := w.pick(); m != nil {
-				w.mu.Lock()
-				m.stall = m.rebalance + time.Duration(w.rng.IntN(1000))*time.Millisecond
-				w.mu.Unlock()
+		{8, func() { w.stall(w.pick()) }},
+		{4, func() { // It is to give something up while it stalls.
+			w.stall(w.pick())
+			await(100 * time.Millisecond)
+			if len(w.members) < tortureMembers {
+				w.join("", true)
+			}
+		}},
+		{4, func() { // It leaves while it stalls.
+			if len(w.members) > 2 {
+				m := w.take()
+				w.stall(m)
+				await(100 * time.Millisecond)
+				w.count("left")
+				w.end(m, w.rng.IntN(3))
 			}
 		}},
 		{6, func() {
@@ -713,6 +724,16 @@ func (m *tortureMember) tap(frame []byte) {
 		p := w.partLocked(TopicPartition{o.Topic, o.Partition})
 		p.asked[o.Offset] = max(p.asked[o.Offset], o.Epoch)
 	}
+}
+
+// stall has a member stall in one to three of its partitions.
+func (w *torture) stall(m *tortureMember) {
+	if m == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m.stall, m.stalls = m.rebalance+time.Duration(w.rng.IntN(1500))*time.Millisecond, 1+w.rng.IntN(3)
 }
 
 // cutNow cuts what a member has.
@@ -1126,8 +1147,12 @@ func (k *tortureClaim) handle(x *Message) error {
 	if m.rng.IntN(10) == 0 {
 		work = time.Duration(m.rng.IntN(5000)) * time.Microsecond
 	}
-	stall, fail := m.stall, m.fail
-	m.stall, m.fail = 0, 0
+	stall, fail := time.Duration(0), m.fail
+	m.fail = 0
+	if m.stalls > 0 && k.stalling == 0 {
+		m.stalls--
+		stall = m.stall
+	}
 	if stall > 0 {
 		w.counts["handlers stalled"]++
 		if k.stalling == 0 {
