@@ -39,7 +39,7 @@ import (
 // group is running.
 func BenchmarkRebalance(b *testing.B) {
 	// Small machines are kept from being busy with messages alone.
-	every := map[int]time.Duration{3: 10 * time.Millisecond, 30: 50 * time.Millisecond, 100: 200 * time.Millisecond}
+	every := map[int]time.Duration{3: 10 * time.Millisecond, 30: 25 * time.Millisecond, 100: 100 * time.Millisecond}
 	for _, n := range []int{3, 30, 100} {
 		for _, joins := range []bool{true, false} {
 			what := "leave"

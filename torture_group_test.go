@@ -692,7 +692,7 @@ func (m *tortureMember) weatherOf(rng *rand.Rand) func(proxiedFrame) verdict {
 			if f.n < last || w.calm.Load() {
 				return f.pass()
 			}
-			m.disturb("half open", 2*time.Second)
+			m.disturb("half open", pingAfter+pingTimeout) // So long it is not noticed.
 			return verdict{then: thenSilence}
 		}
 	case 2, 3:
