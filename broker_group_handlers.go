@@ -164,7 +164,7 @@ func (s *service) joinGroup(ctx context.Context, req *joinGroupRequest, v0 bool)
 }
 
 func (s *service) leaveGroup(ctx context.Context, req *leaveGroupRequest) (response, error) {
-	return &leaveGroupResponse{}, s.groups.with(ctx, req.GroupID, false, func(h *hostedGroup) error {
+	return &leaveGroupResponse{}, s.memberOf(ctx, req.GroupID, func(h *hostedGroup) error {
 		var err error
 		if !h.do(func(g *group, now time.Time) { err = g.leave(now, req.MemberID) }) {
 			return errGroupGone

@@ -175,7 +175,7 @@ func TestGroupRequestLimits(t *testing.T) {
 		{commit(func(r *commitOffsetRequest) { r.MemberID = "x" }), ErrUnknownMember, "g"},
 		{&syncGroupRequest{GroupID: "none", MemberID: "x"}, ErrUnknownMember, "none"},
 		{&heartbeatRequest{GroupID: "none", MemberID: "x"}, ErrUnknownMember, "none"},
-		{&leaveGroupRequest{GroupID: "none", MemberID: "x"}, ErrGroupNotFound, "none"},
+		{&leaveGroupRequest{GroupID: "none", MemberID: "x"}, ErrUnknownMember, "none"},
 		{&fetchOffsetRequest{GroupID: "g", Topic: "none"}, ErrTopicNotFound, "none"},
 		{&describeGroupRequest{GroupID: "none"}, ErrGroupNotFound, "none"},
 	} {

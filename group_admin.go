@@ -56,7 +56,8 @@ type GroupMember struct {
 
 // GroupOffset is how far a group has come in one partition.
 type GroupOffset struct {
-	TopicPartition
+	Topic         string
+	Partition     int32
 	Committed     int64 // the next offset to be read; -1: nothing is committed
 	Metadata      string
 	MemberID      string // who reads it; "": nobody
@@ -93,7 +94,7 @@ func (a *AdminClient) DescribeGroup(ctx context.Context, groupID string) (*Group
 	}
 	for _, o := range resp.Offsets {
 		d.Offsets = append(d.Offsets, GroupOffset{
-			TopicPartition: TopicPartition{o.Topic, o.Partition}, Committed: o.Offset, Metadata: o.Metadata,
+			Topic: o.Topic, Partition: o.Partition, Committed: o.Offset, Metadata: o.Metadata,
 			MemberID: o.MemberID, Epoch: o.Epoch, LogStart: o.LogStartOffset, HighWaterMark: o.HighWaterMark,
 			Lag: max(0, o.HighWaterMark-max(o.Offset, o.LogStartOffset, 0)),
 		})

@@ -49,7 +49,8 @@ func TestDescribeGroup(t *testing.T) {
 	require.Equal(t, map[string][]int32{"demo": {0, 1, 2}}, m.Assignment)
 	require.Empty(t, m.Pending)
 	for i, o := range d.Offsets {
-		require.Equal(t, robust.TopicPartition{Topic: "demo", Partition: int32(i)}, o.TopicPartition)
+		require.Equal(t, "demo", o.Topic)
+		require.Equal(t, int32(i), o.Partition)
 		require.Equal(t, int64(4), o.Committed)
 		require.Equal(t, "four", o.Metadata)
 		require.Equal(t, m.ID, o.MemberID)

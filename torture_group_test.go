@@ -1309,14 +1309,14 @@ func (w *torture) describedLocked(d *GroupDescription) {
 	}
 	w.generation = d.Generation
 	for _, o := range d.Offsets {
-		p := w.partLocked(o.TopicPartition)
-		about := []string{o.TopicPartition.String()}
+		p := w.partLocked(TopicPartition{o.Topic, o.Partition})
+		about := []string{TopicPartition{o.Topic, o.Partition}.String()}
 		if o.Committed < p.described || o.Committed > p.committed {
-			w.violationLocked(about, "%s: described as committed to %d, after %d; kept is %d", o.TopicPartition, o.Committed, p.described, p.committed)
+			w.violationLocked(about, "%s: described as committed to %d, after %d; kept is %d", TopicPartition{o.Topic, o.Partition}, o.Committed, p.described, p.committed)
 		}
 		p.described = o.Committed
 		if o.Epoch != 0 && o.Epoch < p.epoch {
-			w.violationLocked(about, "%s: epoch goes back: %d after %d, kept is %d", o.TopicPartition, o.Epoch, p.epoch, p.keptEpoch)
+			w.violationLocked(about, "%s: epoch goes back: %d after %d, kept is %d", TopicPartition{o.Topic, o.Partition}, o.Epoch, p.epoch, p.keptEpoch)
 		}
 		p.epoch = max(p.epoch, o.Epoch)
 	}
@@ -1411,7 +1411,7 @@ func (w *torture) drain(ctx context.Context) {
 			if d != nil {
 				w.t.Logf("state %s, generation %d", d.State, d.Generation)
 				for _, o := range d.Offsets {
-					w.t.Logf("%s: committed %d of %d, epoch %d of %s", o.TopicPartition, o.Committed, o.HighWaterMark, o.Epoch, o.MemberID)
+					w.t.Logf("%s: committed %d of %d, epoch %d of %s", TopicPartition{o.Topic, o.Partition}, o.Committed, o.HighWaterMark, o.Epoch, o.MemberID)
 				}
 			}
 			for _, m := range w.members {
