@@ -74,6 +74,7 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 		return nil, errors.Join(err, b.service.topics.close(), b.closeStorage())
 	}
 	b.running.Go(b.expireLoop)
+	b.running.Go(groups.run)
 	return b, nil
 }
 
@@ -241,9 +242,6 @@ func (b *Broker) expireLoop() {
 			b.service.topics.expire(now, func(p *partition, err error) {
 				b.warn.warn("retention failed", fmt.Sprint(p.topic, "/", p.id), "topic", p.topic, "partition", p.id, "error", err)
 			})
-			ctx, cancel := context.WithTimeout(context.Background(), retentionInterval)
-			b.service.groups.sweep(ctx)
-			cancel()
 		case <-b.service.drained:
 			return
 		}
@@ -257,6 +255,7 @@ func (b *Broker) stop() []*brokerConn {
 	if !b.stopping {
 		b.stopping = true
 		close(b.service.drained)
+		b.service.groups.cancel()
 	}
 	for l := range b.listeners {
 		_ = l.Close() // Its goroutine reports.

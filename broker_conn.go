@@ -23,9 +23,8 @@ const (
 	// maxHeld is how many fetches and heartbeats of one connection are held at a
 	// time; one more is answered at once.
 	maxHeld = 1024
-	// maxGrouping is how many requests about groups of one connection are under way
-	// at a time before no more of its requests are read; heartbeats that are held
-	// count as held.
+	// maxGrouping is how many requests about groups of one connection wait for their
+	// turn before no more of its requests are read.
 	maxGrouping = 64
 	// maxAppends is how many produces of one connection wait for the storage at a
 	// time before no more of its requests are read.
@@ -33,8 +32,8 @@ const (
 )
 
 // brokerConn serves one connection. serve reads and answers requests in the order
-// in which they come; fetches that wait are held by goroutines of their own, which
-// serve waits for.
+// in which they come; fetches and heartbeats that wait are held by goroutines of their
+// own, requests about groups are answered by another, which serve waits for.
 type brokerConn struct {
 	service *service
 	nc      net.Conn
@@ -45,17 +44,17 @@ type brokerConn struct {
 	ctx     context.Context //nolint:containedctx // ends with the connection
 	cancel  context.CancelCauseFunc
 	done    chan struct{}  // closed when serve stops reading
-	held    sync.WaitGroup // goroutines of held fetches, and appends under way
+	held    sync.WaitGroup // goroutines of what is held or answered later, and appends under way
 	appends chan struct{}  // holds a token for each append under way
 	// answering holds a token while something that was held is answered.
 	answering chan struct{}
-	grouping  chan struct{} // holds a token for each request about groups under way
+	grouping  chan groupJob // requests about groups, in order; nil before the first
 	scratch   []byte        // serve's buffer for answers
 	frames    int           // read so far
 	timing    frameTiming   // of the frame that has begun
 
 	mu        sync.Mutex  // guards the following
-	heldCount int         // fetches held
+	heldCount int         // fetches and heartbeats held
 	v0        []*v0Answer // requests in the v0 form, in order, from the first unanswered
 }
 
@@ -80,7 +79,6 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 		done:      make(chan struct{}),
 		appends:   make(chan struct{}, maxAppends),
 		answering: make(chan struct{}, 1),
-		grouping:  make(chan struct{}, maxGrouping),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.in.beforeRead = c.beforeRead
@@ -100,6 +98,9 @@ func (c *brokerConn) serve() {
 	}
 	// What is held is answered with what there is, what is being stored when it is.
 	close(c.done)
+	if c.grouping != nil {
+		close(c.grouping)
+	}
 	c.held.Wait()
 	_ = c.out.flush() // A peer that cannot be written to is gone.
 	close(writerDone)
@@ -225,7 +226,7 @@ func (c *brokerConn) handle(req *wireRequest) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	case later != nil:
-		c.answerLater(later, slot, req.form, req.id)
+		c.answerLater(groupJob{later, slot, req.form, req.id})
 		return nil
 	}
 	resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)
@@ -233,26 +234,40 @@ func (c *brokerConn) handle(req *wireRequest) error {
 	return err
 }
 
-// answerLater answers a request about groups in a goroutine of its own: the storage
-// may be asked, and a heartbeat held.
-func (c *brokerConn) answerLater(later *groupCall, slot *v0Answer, form Protocol, id string) {
-	done := c.unhold
-	if !later.held {
-		c.grouping <- struct{}{}
-		done = func() { <-c.grouping }
+// groupJob is a request about groups that waits for its turn.
+type groupJob struct {
+	call *groupCall
+	slot *v0Answer
+	form Protocol
+	id   string
+}
+
+// answerLater answers a request about groups outside of serve, because the storage may
+// be asked: one after the other, since each may say what the next one relies on. A
+// heartbeat that is held waits by itself.
+func (c *brokerConn) answerLater(j groupJob) {
+	if j.call.held {
+		c.held.Go(func() {
+			defer c.unhold()
+			c.answerGroup(j)
+		})
+		return
 	}
-	c.held.Go(func() {
-		defer done()
-		resp, err := later.answer(c.ctx, c.done)
-		// As in answerHeld: answers may be large.
-		c.answering <- struct{}{}
-		defer func() { <-c.answering }()
-		if c.drain() != nil {
-			return // The peer is gone, which serve notices.
-		}
-		c.queue(slot, c.encode(nil, form, id, resp, err))
-		_ = c.out.flush() // As above.
-	})
+	if c.grouping == nil {
+		jobs := make(chan groupJob, maxGrouping)
+		c.grouping = jobs
+		c.held.Go(func() {
+			for j := range jobs {
+				c.answerGroup(j)
+			}
+		})
+	}
+	c.grouping <- j
+}
+
+func (c *brokerConn) answerGroup(j groupJob) {
+	resp, err := j.call.answer(c.ctx, c.done)
+	c.sendHeld(j.slot, func() []byte { return c.encode(nil, j.form, j.id, resp, err) })
 }
 
 func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
@@ -312,19 +327,25 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	return nil
 }
 
-// answerHeld answers a fetch that was held, one at a time and when the peer has read
-// most of what it was sent: what many fetches are answered with is not in memory
-// together.
+// answerHeld answers a fetch that was held.
 func (c *brokerConn) answerHeld(q *fetchRequest, form Protocol, id string) {
+	c.sendHeld(nil, func() []byte {
+		f, _, err := c.service.fetch(c.ctx, q, false)
+		defer f.release()
+		return c.encode(nil, form, id, &f.fetchResponse, err)
+	})
+}
+
+// sendHeld sends what encode returns, one answer at a time and when the peer has read
+// most of what it was sent: what many are answered with is not in memory together.
+func (c *brokerConn) sendHeld(slot *v0Answer, encode func() []byte) {
 	c.answering <- struct{}{}
 	defer func() { <-c.answering }()
 	if c.drain() != nil {
 		return // The peer is gone, which serve notices.
 	}
-	f, _, err := c.service.fetch(c.ctx, q, false)
-	c.queue(nil, c.encode(nil, form, id, &f.fetchResponse, err))
-	f.release()
-	_ = c.out.flush() // A connection that failed is noticed by serve.
+	c.queue(slot, encode())
+	_ = c.out.flush() // As above.
 }
 
 // hold tells whether one more fetch may be held.

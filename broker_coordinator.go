@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,12 @@ import (
 const (
 	// maxGroups is how many groups a broker keeps.
 	maxGroups = 10_000
+	// keepDelay is how long what nobody asks for waits to be kept, with others of
+	// its kind, and keepRetry how long after the storage has failed.
+	keepDelay = 20 * time.Millisecond
+	keepRetry = time.Second
+	// sweepInterval is how often groups of which nothing is left are looked for.
+	sweepInterval = 10 * time.Second
 	// stalled is how late the broker must be to take itself for the one that was
 	// silent: it was stopped, or starved, and has heard none of the members.
 	stalled = time.Second
@@ -25,7 +32,10 @@ type coordinator struct {
 	storage GroupStorage
 	warn    *warner
 	topics  atomic.Pointer[topicTable]
-	silent  atomic.Bool // there has been a member without heartbeats
+	running sync.WaitGroup // timers that are at work
+
+	ctx    context.Context //nolint:containedctx // ends with the broker
+	cancel context.CancelFunc
 
 	mu     sync.Mutex // guards the following; taken before hostedGroup.mu
 	groups map[string]*hostedGroup
@@ -35,7 +45,9 @@ type coordinator struct {
 
 // hostedGroup is a group at work.
 type hostedGroup struct {
-	warn *warner
+	coordinator *coordinator
+	// silent tells that there has been a member without heartbeats.
+	silent atomic.Bool
 	// storing holds a token while the storage keeps something of the group, so
 	// that it is asked to do one thing after another. A channel, so that a caller
 	// can stop waiting.
@@ -46,6 +58,7 @@ type hostedGroup struct {
 	waiting map[string]chan struct{} // by member; closed when the member is woken
 	version uint64                   // counts what is to be kept
 	kept    uint64                   // the version that the storage has
+	failed  bool                     // it did not take the last one
 	timer   *time.Timer              // runs tick; nil before it is needed
 	timerAt time.Time
 	gone    bool // removed, or the broker ends: to be looked up again
@@ -54,6 +67,7 @@ type hostedGroup struct {
 func newCoordinator(storage GroupStorage, warn *warner) *coordinator {
 	c := &coordinator{storage: storage, warn: warn, groups: make(map[string]*hostedGroup), heard: make(map[TopicPartition]time.Time)}
 	c.topics.Store(&topicTable{})
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
 
@@ -69,14 +83,12 @@ func (c *coordinator) load(ctx context.Context) error {
 			return fmt.Errorf("robust: open group %q: %w", k.ID, err)
 		}
 		h := c.host(g)
-		h.mu.Lock()
-		h.settleLocked()
-		h.mu.Unlock()
 		for _, m := range g.members {
 			if m.silent {
-				c.silent.Store(true)
+				h.silent.Store(true)
 			}
 		}
+		h.do(func(*group, time.Time) {})
 	}
 	return nil
 }
@@ -84,7 +96,7 @@ func (c *coordinator) load(ctx context.Context) error {
 // host puts a group to work; c.mu is held, or nobody else knows c yet.
 func (c *coordinator) host(g *group) *hostedGroup {
 	h := &hostedGroup{
-		warn: c.warn, group: g,
+		coordinator: c, group: g,
 		storing: make(chan struct{}, 1), waiting: make(map[string]chan struct{}),
 	}
 	c.groups[g.id] = h
@@ -93,16 +105,23 @@ func (c *coordinator) host(g *group) *hostedGroup {
 
 // close stops the timers. Groups stay as they are kept.
 func (c *coordinator) close() {
+	c.cancel()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
 	for _, h := range c.groups {
 		h.mu.Lock()
-		h.gone = true
-		if h.timer != nil {
-			h.timer.Stop()
-		}
+		h.goLocked()
 		h.mu.Unlock()
+	}
+	c.mu.Unlock()
+	c.running.Wait()
+}
+
+// goLocked ends the group's work.
+func (h *hostedGroup) goLocked() {
+	h.gone = true
+	if h.timer != nil {
+		h.timer.Stop()
 	}
 }
 
@@ -137,7 +156,7 @@ func (h *hostedGroup) do(f func(g *group, now time.Time)) bool {
 	id := h.group.id
 	h.mu.Unlock()
 	for _, note := range notes {
-		h.warn.warn("consumer group: "+note, id, "group", id)
+		h.coordinator.warn.warn("consumer group: "+note, id, "group", id)
 	}
 	return true
 }
@@ -157,24 +176,51 @@ func (h *hostedGroup) settleLocked() (notes []string) {
 		}
 	}
 	clear(g.woken)
-	if !g.next.IsZero() && (h.timerAt.IsZero() || g.next.Before(h.timerAt)) {
-		h.timerAt = g.next
-		if h.timer == nil {
-			h.timer = time.AfterFunc(time.Until(g.next), h.tick)
-		} else {
-			h.timer.Reset(time.Until(g.next))
+	if !g.next.IsZero() {
+		h.armLocked(g.next)
+	}
+	// What no request waits for is kept all the same: a restart must not bring back
+	// what is gone.
+	if h.version > h.kept {
+		delay := keepDelay
+		if h.failed {
+			delay = keepRetry
 		}
+		h.armLocked(time.Now().Add(delay))
 	}
 	notes, g.notes = g.notes, nil
 	return notes
 }
 
-// tick lets time pass for the group.
+// armLocked has tick run at t, or earlier.
+func (h *hostedGroup) armLocked(t time.Time) {
+	if !h.timerAt.IsZero() && !t.Before(h.timerAt) {
+		return
+	}
+	h.timerAt = t
+	if h.timer == nil {
+		h.timer = time.AfterFunc(time.Until(t), h.tick)
+	} else {
+		h.timer.Reset(time.Until(t))
+	}
+}
+
+// tick lets time pass for the group, and keeps what has come of it.
 func (h *hostedGroup) tick() {
+	c := h.coordinator
 	h.mu.Lock()
+	if h.gone {
+		h.mu.Unlock()
+		return
+	}
+	c.running.Add(1) // close waits only after it has set gone.
 	h.timerAt = time.Time{}
 	h.mu.Unlock()
+	defer c.running.Done()
 	h.do(func(*group, time.Time) {})
+	if err := c.keep(c.ctx, h); err != nil && c.ctx.Err() == nil {
+		c.warn.warn("consumer group cannot be kept", h.group.id, "group", h.group.id, "error", trimPrefix(err))
+	}
 }
 
 // errGroupGone has the group looked up again.
@@ -214,7 +260,11 @@ func (c *coordinator) lookup(id string, create bool) (*hostedGroup, error) {
 	case len(c.groups) >= maxGroups:
 		return nil, fmt.Errorf("%w: %d consumer groups", ErrOverloaded, maxGroups)
 	}
-	return c.host(newGroup(id, *c.topics.Load())), nil
+	g := newGroup(id, *c.topics.Load())
+	// Epochs rise even over the end of a group: what was fenced with one must not be
+	// locked by it for ever.
+	g.epoch = time.Now().UnixMicro()
+	return c.host(g), nil
 }
 
 // acquire takes the token that it takes to have the storage keep something.
@@ -249,18 +299,20 @@ func (c *coordinator) keep(ctx context.Context, h *hostedGroup) error {
 		return nil
 	}
 	version := h.version
-	state, err := h.group.encode()
+	captured := h.group.capture()
 	id := h.group.id
 	h.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := c.storage.PutGroup(ctx, id, state); err != nil {
-		return fmt.Errorf("keep group %s: %w", shorten(id), err)
+	state, err := captured.encode()
+	if err == nil {
+		err = c.storage.PutGroup(ctx, id, state)
 	}
 	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failed = err != nil
+	if err != nil {
+		return fmt.Errorf("keep group %s: %w", shorten(id), err)
+	}
 	h.kept = max(h.kept, version)
-	h.mu.Unlock()
 	return nil
 }
 
@@ -275,7 +327,7 @@ func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *grou
 	h.do(func(g *group, _ time.Time) {
 		id = g.id
 		if err = f(g); err == nil {
-			h.gone = true
+			h.goLocked()
 		}
 	})
 	if err != nil {
@@ -283,7 +335,9 @@ func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *grou
 	}
 	if err := c.storage.DeleteGroup(ctx, id); err != nil {
 		h.mu.Lock()
-		h.gone = false
+		h.gone, h.timerAt = false, time.Time{}
+		h.version++ // The storage may have forgotten a part.
+		h.settleLocked()
 		h.mu.Unlock()
 		return fmt.Errorf("remove group %s: %w", shorten(id), err)
 	}
@@ -293,8 +347,18 @@ func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *grou
 	return nil
 }
 
+// run looks for groups of which nothing is left until the broker ends.
+func (c *coordinator) run() {
+	for pause(c.ctx, nil, sweepInterval) {
+		c.sweep(c.ctx)
+	}
+}
+
 // sweep removes the groups that have neither members nor offsets.
 func (c *coordinator) sweep(ctx context.Context) {
+	c.mu.Lock()
+	maps.DeleteFunc(c.heard, func(_ TopicPartition, at time.Time) bool { return time.Since(at) > silentTimeout })
+	c.mu.Unlock()
 	for _, h := range c.all() {
 		idle := false
 		h.do(func(g *group, _ time.Time) { idle = g.idle() })
@@ -328,22 +392,24 @@ func (c *coordinator) all() []*hostedGroup {
 	return groups
 }
 
-// fetched takes a fetch of somebody who sends no heartbeats for a sign of life.
+// fetched takes a fetch of somebody who sends no heartbeats for a sign of life, of one
+// partition once in a second.
 func (c *coordinator) fetched(tp TopicPartition) {
-	if !c.silent.Load() {
-		return
-	}
 	now := time.Now()
 	c.mu.Lock()
-	recent := now.Sub(c.heard[tp]) < time.Second
-	if !recent {
-		c.heard[tp] = now
+	var groups []*hostedGroup
+	if now.Sub(c.heard[tp]) >= time.Second {
+		for _, h := range c.groups {
+			if h.silent.Load() {
+				groups = append(groups, h)
+			}
+		}
+		if len(groups) > 0 {
+			c.heard[tp] = now
+		}
 	}
 	c.mu.Unlock()
-	if recent {
-		return
-	}
-	for _, h := range c.all() {
+	for _, h := range groups {
 		h.do(func(g *group, now time.Time) { g.seen(now, tp) })
 	}
 }

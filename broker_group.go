@@ -1,7 +1,6 @@
 package robust
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -21,6 +20,10 @@ const (
 	// silentTimeout is how long a member of v0, which has no heartbeats, stays
 	// without a fetch or a commit.
 	silentTimeout = time.Minute
+	// fencedTime is how long a member whose place another has taken is told so, and
+	// maxFenced how many such are remembered.
+	fencedTime = 5 * time.Minute
+	maxFenced  = 1000
 	// computeTimeout is how long a member's own assignor has.
 	computeTimeout = 5 * time.Second
 )
@@ -53,6 +56,7 @@ type group struct {
 	offsets    map[TopicPartition]StoredOffset
 	gathering  time.Time    // when the first assignment of an empty group is made; zero: none is due
 	computing  *computation // nil unless a member's assignor is at work
+	computeBy  time.Time    // when the group waits for that no longer; zero: it does not
 	assignor   string       // in effect
 
 	next time.Time // when tick has something to do; zero: never
@@ -238,6 +242,10 @@ func (g *group) resolve(joined bool) {
 			}
 		}
 	}
+	maps.DeleteFunc(g.baseline, func(topic string, _ int32) bool {
+		_, there := g.topics[topic]
+		return !there && !wanted[topic]
+	})
 	for tp, s := range g.slots {
 		if !wanted[tp.Topic] {
 			s.target = ""
@@ -321,11 +329,20 @@ func (g *group) input() assignInput {
 		}
 	}
 	for tp, s := range g.slots {
-		if before := cmp.Or(s.target, s.owner); before != "" {
+		if before := g.before(s); before != "" {
 			in.previous[tp] = before
 		}
 	}
 	return in
+}
+
+// before returns the member that a partition is to stay with if it can: its target, or
+// if that is gone its owner.
+func (g *group) before(s *slot) string {
+	if g.members[s.target] != nil {
+		return s.target
+	}
+	return s.owner
 }
 
 // retarget gives every partition its target. Owners that are not are told to give up,
@@ -365,12 +382,21 @@ func (g *group) compute(now time.Time) {
 		g.fallBack(now, "no member can run it")
 		return
 	}
-	g.computing = &computation{generation: g.generation, by: by.id, deadline: now.Add(computeTimeout)}
+	// However often members come and go meanwhile, the group waits no longer.
+	if g.computeBy.IsZero() {
+		g.computeBy = now.Add(computeTimeout)
+	}
+	if !now.Before(g.computeBy) {
+		g.fallBack(now, fmt.Sprintf("no answer within %v", computeTimeout))
+		return
+	}
+	g.computing = &computation{generation: g.generation, by: by.id, deadline: g.computeBy}
 	g.due(g.computing.deadline)
 	stay := make(map[TopicPartition]string)
 	for tp, s := range g.slots {
-		if m := g.members[s.target]; m != nil && slices.Contains(m.topics, tp.Topic) {
-			stay[tp] = s.target
+		before := g.before(s)
+		if m := g.members[before]; m != nil && slices.Contains(m.topics, tp.Topic) {
+			stay[tp] = before
 		}
 	}
 	g.retarget(now, stay)
@@ -416,7 +442,7 @@ func (g *group) computed(now time.Time, m *member, t *computedTarget) {
 		g.fallBack(now, err.Error())
 		return
 	}
-	g.computing = nil
+	g.computing, g.computeBy = nil, time.Time{}
 	g.retarget(now, targets)
 }
 
@@ -455,6 +481,6 @@ func (g *group) checkTarget(t *computedTarget) (map[TopicPartition]string, error
 // fallBack assigns as sticky does, because the members' assignor has failed.
 func (g *group) fallBack(now time.Time, reason string) {
 	g.notes = append(g.notes, fmt.Sprintf("assignor %q: %s, sticky is used", shorten(g.assignor), reason))
-	g.computing = nil
+	g.computing, g.computeBy = nil, time.Time{}
 	g.retarget(now, assignSticky(g.input()))
 }

@@ -5,13 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 )
 
-// maxHeartbeatHold is the longest that a heartbeat is held, whatever it asks for.
-const maxHeartbeatHold = time.Minute
+const (
+	// maxHeartbeatHold is the longest that a heartbeat is held, whatever it asks for.
+	maxHeartbeatHold = time.Minute
+	// maxOwned is how many partitions a member may own.
+	maxOwned = 100_000
+)
 
 // groupCall is a request about groups that has been understood. answer may take its
 // time: the storage is asked, and a heartbeat may be held until stop is closed.
@@ -129,14 +135,14 @@ func (s *service) joinGroup(ctx context.Context, req *joinGroupRequest, v0 bool)
 		return resp, err
 	}
 	resp.MemberID = e.member
-	if e.silent {
-		s.groups.silent.Store(true)
-	}
 	return resp, s.groups.with(ctx, req.GroupID, true, func(h *hostedGroup) error {
 		// Who resets offsets must know that nobody joins meanwhile.
 		err := h.acquire(ctx)
 		if err != nil {
 			return err
+		}
+		if e.silent {
+			h.silent.Store(true)
 		}
 		there := h.do(func(g *group, now time.Time) {
 			var m *member
@@ -179,6 +185,13 @@ func (s *service) leaveGroup(ctx context.Context, req *leaveGroupRequest) (respo
 func (s *service) syncGroup(ctx context.Context, req *syncGroupRequest) (response, error) {
 	resp := &syncGroupResponse{Assignment: map[string][]int32{}}
 	e := syncEvent{member: req.MemberID, seq: req.Seq, target: req.Target, owned: make(map[TopicPartition]bool)}
+	owned := 0
+	for _, partitions := range req.Owned {
+		owned += len(partitions)
+	}
+	if owned > maxOwned {
+		return resp, fmt.Errorf("%w: owned: %d partitions, want at most %d", ErrInvalidRequest, owned, maxOwned)
+	}
 	for topic, partitions := range req.Owned {
 		for _, p := range partitions {
 			e.owned[TopicPartition{topic, p}] = true
@@ -198,7 +211,13 @@ func (s *service) syncGroup(ctx context.Context, req *syncGroupRequest) (respons
 		if err != nil {
 			return err
 		}
-		return s.groups.keep(ctx, h)
+		// A commit of the owner before may be on its way to the storage. It has
+		// arrived when the grants are kept.
+		if err := s.groups.keep(ctx, h); err != nil {
+			return err
+		}
+		h.do(func(g *group, _ time.Time) { g.tellOffsets(resp) })
+		return nil
 	})
 	if err != nil {
 		// What has not been kept is not to be read.
@@ -240,21 +259,19 @@ func (s *service) offsetsOf(req *commitOffsetRequest) ([]offsetToStore, error) {
 		offsets = []offsetToStore{{req.Topic, req.Partition, req.Offset, req.Metadata, req.Epoch}}
 	}
 	for _, o := range offsets {
-		t, err := s.topics.get(o.Topic)
-		if err != nil {
-			if req.MemberID != "" {
-				continue // It was deleted while the member read it, who is told so.
-			}
-			return nil, err
-		}
-		if _, err := t.partition(o.Partition); err != nil {
-			return nil, err
-		}
 		switch {
 		case o.Offset < 0:
-			return nil, fmt.Errorf("%w: offset %d of %s/%d", ErrInvalidRequest, o.Offset, o.Topic, o.Partition)
+			return nil, fmt.Errorf("%w: offset %d of %s/%d", ErrInvalidRequest, o.Offset, shorten(o.Topic), o.Partition)
 		case len(o.Metadata) > maxOffsetMeta:
-			return nil, fmt.Errorf("%w: metadata of %s/%d: %d bytes, want at most %d", ErrInvalidRequest, o.Topic, o.Partition, len(o.Metadata), maxOffsetMeta)
+			return nil, fmt.Errorf("%w: metadata of %s/%d: %d bytes, want at most %d", ErrInvalidRequest, shorten(o.Topic), o.Partition, len(o.Metadata), maxOffsetMeta)
+		}
+		t, err := s.topics.get(o.Topic)
+		if err == nil {
+			_, err = t.partition(o.Partition)
+		}
+		// A topic may be deleted while a member reads it, who is told so.
+		if err != nil && req.MemberID == "" {
+			return nil, err
 		}
 	}
 	return offsets, nil
@@ -322,9 +339,7 @@ func (s *service) listGroups(context.Context, *listGroupsRequest) (response, err
 				return
 			}
 			info := groupMetadata{GroupID: g.id, State: g.state(), Generation: g.generation, Members: []string{}}
-			for _, m := range g.describe().Members {
-				info.Members = append(info.Members, m.MemberID)
-			}
+			info.Members = append(info.Members, slices.Sorted(maps.Keys(g.members))...)
 			resp.Groups = append(resp.Groups, info)
 		})
 	}
@@ -402,7 +417,7 @@ func (s *service) resetOffsets(ctx context.Context, req *resetOffsetsRequest) (r
 	if err != nil {
 		return resp, err
 	}
-	partitions := req.Partitions
+	partitions := slices.Compact(slices.Sorted(slices.Values(req.Partitions)))
 	if len(partitions) == 0 {
 		for _, p := range t.partitions {
 			partitions = append(partitions, p.id)
@@ -411,6 +426,9 @@ func (s *service) resetOffsets(ctx context.Context, req *resetOffsetsRequest) (r
 	var offsets []StoredOffset
 	for _, id := range partitions {
 		p, err := t.partition(id)
+		if err == nil && ctx.Err() != nil {
+			err = endOf(ctx)
+		}
 		if err != nil {
 			return resp, err
 		}

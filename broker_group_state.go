@@ -22,6 +22,7 @@ type groupState struct {
 	Members    []memberState    `json:"members"`
 	Slots      []slotState      `json:"partitions"`
 	Baseline   map[string]int32 `json:"baseline"`
+	Fenced     map[string]int64 `json:"fenced,omitempty"` // Unix milliseconds by member
 }
 
 type memberState struct {
@@ -34,6 +35,7 @@ type memberState struct {
 	SessionMs   int64    `json:"session_ms"`
 	RebalanceMs int64    `json:"rebalance_ms"`
 	Joined      int64    `json:"joined"`
+	Seq         int64    `json:"seq,omitempty"`
 	Incremental bool     `json:"incremental,omitempty"`
 	Silent      bool     `json:"silent,omitempty"`
 }
@@ -47,23 +49,29 @@ type slotState struct {
 	Epoch     int64  `json:"epoch"`
 }
 
-// encode returns what is to be kept.
-func (g *group) encode() ([]byte, error) {
-	state := groupState{
-		Version: groupStateVersion, Generation: g.generation, Epoch: g.epoch, Joins: g.joins, Baseline: g.baseline,
+// capture returns what is to be kept.
+func (g *group) capture() *groupState {
+	state := &groupState{
+		Version: groupStateVersion, Generation: g.generation, Epoch: g.epoch, Joins: g.joins,
+		Baseline: maps.Clone(g.baseline), Fenced: make(map[string]int64),
+	}
+	for id, until := range g.fenced {
+		state.Fenced[id] = until.UnixMilli()
 	}
 	for _, m := range g.members {
 		state.Members = append(state.Members, memberState{
 			ID: m.id, Instance: m.instance, Client: m.client, Host: m.host, Topics: m.subscription, Assignor: m.assignor,
 			SessionMs: m.session.Milliseconds(), RebalanceMs: m.rebalance.Milliseconds(),
-			Joined: m.joined, Incremental: m.incremental, Silent: m.silent,
+			Joined: m.joined, Seq: m.seq, Incremental: m.incremental, Silent: m.silent,
 		})
 	}
 	for tp, s := range g.slots {
 		state.Slots = append(state.Slots, slotState{tp.Topic, g.topics[tp.Topic].id, tp.Partition, s.target, s.owner, s.epoch})
 	}
-	return json.Marshal(&state)
+	return state
 }
+
+func (s *groupState) encode() ([]byte, error) { return json.Marshal(s) }
 
 // restoreGroup makes a group of what was kept. Every member has its session timeout
 // afresh, and is asked to sync.
@@ -93,7 +101,7 @@ func restoreGroup(now time.Time, kept StoredGroup, topics topicTable) (*group, e
 			id: s.ID, instance: s.Instance, client: s.Client, host: s.Host,
 			subscription: s.Topics, patterns: patterns, assignor: s.Assignor,
 			session: time.Duration(s.SessionMs) * time.Millisecond, rebalance: time.Duration(s.RebalanceMs) * time.Millisecond,
-			joined: s.Joined, incremental: s.Incremental, silent: s.Silent, dirty: true,
+			joined: s.Joined, seq: s.Seq, incremental: s.Incremental, silent: s.Silent, dirty: true,
 		}
 		g.members[m.id] = m
 		if m.instance != "" {
@@ -102,8 +110,14 @@ func restoreGroup(now time.Time, kept StoredGroup, topics topicTable) (*group, e
 		g.touch(now, m)
 		g.due(m.expires)
 	}
+	for id, until := range state.Fenced {
+		g.fenced[id] = time.UnixMilli(until)
+		g.due(g.fenced[id])
+	}
 	for _, s := range state.Slots {
-		if g.topics[s.Topic].id == s.TopicID {
+		if g.topics[s.Topic].id != s.TopicID {
+			delete(g.baseline, s.Topic) // Made anew while nobody looked.
+		} else {
 			g.slots[TopicPartition{s.Topic, s.Partition}] = &slot{target: s.Target, owner: s.Owner, epoch: s.Epoch}
 		}
 	}

@@ -56,10 +56,6 @@ func (g *group) join(now time.Time, e joinEvent) (*member, error) {
 			g.due(g.gathering)
 		}
 		g.members[e.member] = m
-	} else if e.incremental {
-		// Its first join was answered to nobody, so it reads nothing.
-		m.seq = 0
-		g.releaseAll(m)
 	}
 	same := m.describe(e)
 	if before != nil {
@@ -114,8 +110,10 @@ func (g *group) replace(now time.Time, before, m *member) (same bool) {
 	}
 	m.joined, m.topics = before.joined, before.topics
 	delete(g.members, before.id)
-	g.fenced[before.id] = now.Add(before.session)
-	g.due(g.fenced[before.id])
+	if len(g.fenced) < maxFenced {
+		g.fenced[before.id] = now.Add(fencedTime)
+		g.due(g.fenced[before.id])
+	}
 	g.wake(before.id)
 	return slices.Equal(m.subscription, before.subscription) && m.assignor == before.assignor
 }
@@ -128,11 +126,17 @@ func (g *group) touch(now time.Time, m *member) {
 	}
 }
 
-// spare gives members that would be expired their time once more.
+// spare gives members that would be expired their time once more, and those that have
+// to give something up.
 func (g *group) spare(now time.Time) {
 	for _, m := range g.members {
 		if !now.Before(m.expires) {
 			g.touch(now, m)
+		}
+	}
+	for _, s := range g.slots {
+		if m := g.members[s.owner]; m != nil && !s.revokeBy.IsZero() {
+			s.revokeBy = now.Add(m.rebalance)
 		}
 	}
 }
@@ -192,10 +196,15 @@ func (g *group) sync(now time.Time, e syncEvent) (*member, error) {
 			g.release(s)
 		}
 	}
-	for _, tp := range slices.SortedFunc(maps.Keys(g.slots), compareTopicPartition) {
-		if s := g.slots[tp]; s.target == m.id && s.owner == "" {
-			g.grant(s, m)
+	var free []TopicPartition
+	for tp, s := range g.slots {
+		if s.target == m.id && s.owner == "" {
+			free = append(free, tp)
 		}
+	}
+	slices.SortFunc(free, compareTopicPartition)
+	for _, tp := range free {
+		g.grant(g.slots[tp], m)
 	}
 	m.dirty = false
 	return m, nil
@@ -219,14 +228,12 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 			Topic: tp.Topic, Partition: tp.Partition, Epoch: s.epoch, Offset: offsetNone,
 			Appeared: tp.Partition >= g.baseline[tp.Topic],
 		}
-		if o, ok := g.offsets[tp]; ok {
-			grant.Offset, grant.Metadata = o.Offset, o.Metadata
-		}
 		resp.Grants = append(resp.Grants, grant)
 	}
 	slices.SortFunc(resp.Grants, func(a, b partitionGrant) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 	})
+	g.tellOffsets(resp)
 	for _, grant := range resp.Grants {
 		resp.Assignment[grant.Topic] = append(resp.Assignment[grant.Topic], grant.Partition)
 	}
@@ -239,6 +246,16 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 		resp.Compute = g.computeRequest()
 	}
 	return resp
+}
+
+// tellOffsets says of every grant how far the group has come.
+func (g *group) tellOffsets(resp *syncGroupResponse) {
+	for i := range resp.Grants {
+		grant := &resp.Grants[i]
+		if o, ok := g.offsets[TopicPartition{grant.Topic, grant.Partition}]; ok {
+			grant.Offset, grant.Metadata = o.Offset, o.Metadata
+		}
+	}
 }
 
 // heartbeat notes that a member is alive, and tells whether it has to sync. A member

@@ -26,6 +26,7 @@ type holding struct {
 	cancel context.CancelCauseFunc
 
 	revoked time.Time // when it was to be given up; zero: it is not; guarded by Session.mu
+	begun   bool      // a goroutine serves it; likewise
 }
 
 // Topic returns the claim's topic.

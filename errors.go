@@ -207,6 +207,20 @@ func (e *GroupError) Error() string {
 // Unwrap returns the cause.
 func (e *GroupError) Unwrap() error { return e.Err }
 
+// CommitError is a commit that the broker has refused for some partitions, because
+// they have gone to other members. The others are committed.
+type CommitError struct {
+	Group  string
+	Fenced []TopicPartition
+}
+
+func (e *CommitError) Error() string {
+	return fmt.Sprintf("robust: commit of group %s: other members have %v by now", e.Group, e.Fenced)
+}
+
+// Unwrap returns [ErrFenced].
+func (e *CommitError) Unwrap() error { return ErrFenced }
+
 // PanicError is a panic of the application's code, in a [Handler] or an [AssignFunc].
 type PanicError struct {
 	Value any    // what it panicked with

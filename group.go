@@ -77,61 +77,65 @@ func (g *ConsumerGroup) Consume(ctx context.Context, topics []string, h Handler)
 			return err
 		}
 	}
-	if err := g.enter(); err != nil {
+	if err := g.beginConsume(); err != nil {
 		return err
 	}
-	defer g.leave()
+	defer g.endConsume()
 	failures := 0
 	for {
 		began := time.Now()
-		err := g.consume(ctx, append([]string(nil), topics...), h)
-		failed := (*sessionError)(nil)
+		e := g.consume(ctx, append([]string(nil), topics...), h)
 		switch {
-		case errors.As(err, &failed):
-			return failed.result(ctx, g.ctx)
+		case e.failure != nil && e.failed == nil:
+			return e.failure
+		case e.failure != nil || e.failed != nil && e.lost == nil:
+			return errors.Join(e.failure, e.failed)
+		case errors.Is(e.lost, ErrFenced):
+			return e.lost
 		case ctx.Err() != nil:
 			return nil
 		case g.ctx.Err() != nil:
 			return ErrClosed
-		case !errors.Is(err, ErrUnknownMember):
-			return err
 		}
 		if time.Since(began) > time.Minute {
 			failures = 0
 		}
 		failures++
-		g.setSession(nil, err)
-		g.report(fmt.Errorf("the session is over, joining again: %w", err))
+		g.setSession(nil, e.lost)
+		g.report(fmt.Errorf("the session is over, joining again: %w", errors.Join(e.lost, e.failed)))
 		pause(ctx, g.ctx.Done(), backoff{10 * time.Millisecond, time.Second}.before(failures))
 	}
 }
 
-// result is what Consume returns after a session that did not end well.
-func (e *sessionError) result(ctx, closing context.Context) error {
-	if ctx.Err() != nil || closing.Err() != nil {
-		return e.failed // That it ended is what was asked for.
-	}
-	return e
+// ending is how a session has ended. If nothing of it is set its contexts have ended it.
+type ending struct {
+	failure error // what ended it: the handler, the broker's refusal
+	lost    error // why the membership is gone
+	failed  error // what went wrong at the end
 }
 
 // consume is one session.
-func (g *ConsumerGroup) consume(ctx context.Context, topics []string, h Handler) error {
-	s := newSession(ctx, g.ctx, g.client, &g.cfg, g.id, topics, h, g.report)
+func (g *ConsumerGroup) consume(ctx context.Context, topics []string, h Handler) ending {
+	s := newSession(ctx, g.ctx, g.client, &g.cfg, g.id, topics, h)
+	s.report, s.notice = g.report, func(e *ConsumerError) { g.notices.add(e) }
 	defer s.lose(ErrClosed) // Nothing of it goes on.
 	defer s.settled()
 	if err := s.join(s.ctx); err != nil {
 		if s.ctx.Err() != nil {
 			s.leave() // The broker may have heard of the member.
+			return ending{}
 		}
-		return err
+		return ending{failure: err}
 	}
 	g.setSession(s, nil)
 	defer g.setSession(nil, nil)
-	return s.run()
+	failed := s.run()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ending{s.failure, s.lost, failed}
 }
 
-// enter begins a Consume.
-func (g *ConsumerGroup) enter() error {
+func (g *ConsumerGroup) beginConsume() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -145,7 +149,7 @@ func (g *ConsumerGroup) enter() error {
 	return nil
 }
 
-func (g *ConsumerGroup) leave() {
+func (g *ConsumerGroup) endConsume() {
 	g.mu.Lock()
 	g.consuming = false
 	g.mu.Unlock()
@@ -163,8 +167,8 @@ func (g *ConsumerGroup) report(err error) {
 	ce := (*ConsumerError)(nil)
 	if !errors.As(err, &ce) {
 		err = &GroupError{Group: g.id, Err: err}
-		g.client.warn.warn("consumer group", g.id, "group", g.id, "error", trimPrefix(errors.Unwrap(err)))
 	}
+	g.client.warn.warn("consumer group", g.id, "group", g.id, "error", trimPrefix(err))
 	g.notices.add(err)
 }
 

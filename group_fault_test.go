@@ -769,3 +769,122 @@ func TestGroupRebalanceRequest(t *testing.T) {
 		require.NoError(t, bb.stop())
 	})
 }
+
+// setupHandler is a handler whose parts are functions.
+type setupHandler struct {
+	setup, cleanup func(*Session) error
+	claim          func(*Session, *Claim) error
+}
+
+func (h setupHandler) Setup(s *Session) error                  { return h.setup(s) }
+func (h setupHandler) Cleanup(s *Session) error                { return h.cleanup(s) }
+func (h setupHandler) ConsumeClaim(s *Session, c *Claim) error { return h.claim(s, c) }
+
+// Setup sees the first claims before any of them begins; Cleanup comes when all have
+// returned, and can still commit.
+func TestGroupSetupAndCleanup(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		store(t, b, 5)
+		r := newRig(t)
+		var order []string
+		note := func(what string) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			order = append(order, what)
+		}
+		failure := errors.New("no room")
+		fail := failure
+		h := setupHandler{
+			setup: func(s *Session) error {
+				note(fmt.Sprint("setup ", s.Claims()))
+				return fail
+			},
+			cleanup: func(s *Session) error {
+				note("cleanup")
+				if s.Context().Err() == nil {
+					return errors.New("the session goes on")
+				}
+				return s.Commit()
+			},
+			claim: func(s *Session, c *Claim) error {
+				note("claim")
+				for m := range c.Messages() {
+					s.MarkMessage(m, "")
+				}
+				<-time.After(time.Second)
+				note("returned")
+				return nil
+			},
+		}
+		a := r.consumeTopics(b.Dial, "a", []string{faultTopic}, h, WithAutoCommit(0))
+		require.Equal(t, failure, <-a.done)
+		require.Equal(t, []string{"setup map[t:[0 1]]"}, order)
+
+		order, fail = nil, nil
+		a = r.consumeTopics(b.Dial, "a", []string{faultTopic}, h, WithAutoCommit(0))
+		after(time.Second)
+		require.Equal(t, offsetNone, committed(b, 0))
+		require.NoError(t, a.stop())
+		require.Equal(t, []string{"setup map[t:[0 1]]", "claim", "claim", "returned", "returned", "cleanup"}, order)
+		require.Equal(t, int64(5), committed(b, 0))
+	})
+}
+
+// Close ends Consume, waits for its handlers, and does not wait for ever.
+func TestGroupClose(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		r := newRig(t)
+		release := make(chan struct{})
+		h := HandlerFunc(func(*Session, *Claim) error {
+			<-release
+			return nil
+		})
+		a := r.consumeTopics(b.Dial, "a", []string{faultTopic}, h, WithRebalanceTimeout(10*time.Second))
+		bb := r.consumeWith(b.Dial, "b", nil)
+		after(time.Second)
+		began := time.Now()
+		err := a.group.Close()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "close group g")
+		require.Equal(t, closeTimeout, time.Since(began))
+		synctest.Wait()
+		require.Equal(t, map[string]int{"b": 2}, r.shares(), "the others go on after the rebalance timeout")
+		close(release)
+		require.ErrorIs(t, <-a.done, ErrClosed)
+		require.NoError(t, a.group.Close())
+		require.NoError(t, bb.group.client.Close())
+		require.ErrorIs(t, <-bb.done, ErrClosed)
+	})
+}
+
+// A Consume whose context has ended before it has joined leaves nothing behind.
+func TestGroupContextEndsEarly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		c := faultClient(t, b.Dial)
+		g, err := c.ConsumerGroup("g")
+		require.NoError(t, err)
+		h := HandlerFunc(func(*Session, *Claim) error { return nil })
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.NoError(t, g.Consume(ctx, []string{faultTopic}, h))
+		gone := faultClient(t, func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("nobody there") })
+		g, err = gone.ConsumerGroup("g")
+		require.NoError(t, err)
+		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		time.AfterFunc(30*time.Second, func() {
+			require.Contains(t, g.Status().String(), "joining")
+			require.Contains(t, g.Status().String(), "nobody there")
+		})
+		began := time.Now()
+		require.NoError(t, g.Consume(ctx, []string{faultTopic}, h))
+		require.Equal(t, time.Minute, time.Since(began))
+		synctest.Wait()
+		groups, err := c.Admin().ListGroups(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, groups)
+	})
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -193,31 +192,4 @@ func TestGroupRebalance(t *testing.T) {
 	for what, n := range begun {
 		require.Equal(t, 1, n, what)
 	}
-}
-
-// A member that falls silent loses its partitions after its session timeout, and not
-// before.
-func TestSilentMemberExpires(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b, err := robust.NewBroker(robust.WithTopic("demo", 2))
-		require.NoError(t, err)
-		defer b.Close()
-		c, err := b.Client()
-		require.NoError(t, err)
-		defer c.Close()
-		produce(t, c, "demo", 2, 1)
-		handled := newTally()
-		h := robust.Each(func(_ context.Context, m *robust.Message) error {
-			handled.add(m)
-			return nil
-		})
-		g, err := c.ConsumerGroup("g")
-		require.NoError(t, err)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- g.Consume(ctx, []string{"demo"}, h) }()
-		handled.await(t, 2)
-		cancel()
-		require.NoError(t, <-done)
-	})
 }

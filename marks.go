@@ -134,6 +134,13 @@ func (m *marks) pending() (next int64, metadata string, token int, ok bool) {
 	return m.next, m.metadata, m.changes, m.changed && !m.forgotten
 }
 
+// refused tells that something is marked that will never be committed.
+func (m *marks) refused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed && m.forgotten
+}
+
 // committed notes that what pending returned is committed.
 func (m *marks) committed(token int) {
 	m.mu.Lock()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"regexp"
 	"runtime/debug"
@@ -20,9 +19,9 @@ var errSilentBroker = fmt.Errorf("%w: no heartbeat was answered within the sessi
 
 // newSession returns a session that has not joined yet. It ends with parent and with
 // closing.
-func newSession(parent, closing context.Context, c *Client, cfg *config, group string, topics []string, h Handler, report func(error)) *Session {
+func newSession(parent, closing context.Context, c *Client, cfg *config, group string, topics []string, h Handler) *Session {
 	s := &Session{
-		client: c, cfg: cfg, group: group, topics: topics, handler: h, report: report,
+		client: c, cfg: cfg, group: group, topics: topics, handler: h,
 		memberID: cfg.clientID + "-" + uuid.NewString(), by: new(answerer), born: time.Now(), since: time.Now(),
 		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
 		claims: make(map[TopicPartition]*holding), gaveUp: make(map[TopicPartition]int64), looked: time.Now(),
@@ -33,7 +32,7 @@ func newSession(parent, closing context.Context, c *Client, cfg *config, group s
 	}
 	s.ctx, s.cancel = context.WithCancelCause(parent)
 	s.io, s.stopIO = context.WithCancelCause(context.WithoutCancel(parent))
-	s.settled = context.AfterFunc(closing, func() { s.end(ErrClosed) })
+	s.settled = context.AfterFunc(closing, func() { s.cancel(ErrClosed) })
 	return s
 }
 
@@ -84,9 +83,12 @@ func (s *Session) resolve(ctx context.Context) ([]string, error) {
 		if len(s.patterns) == 0 || s.by.supportsGroups() {
 			return s.topics, nil
 		}
-		topics, err := s.matching(ctx)
-		if err != nil || len(topics) > 0 {
-			return topics, err
+		var resp listTopicsResponse
+		if err := s.ask(ctx, &listTopicsRequest{}, &resp); err != nil {
+			return nil, err
+		}
+		if topics := s.match(resp.Topics); len(topics) > 0 {
+			return topics, nil
 		}
 		s.report(fmt.Errorf("%w: none matches", ErrTopicNotFound))
 		if !pause(ctx, nil, s.cfg.metadataMaxAge) {
@@ -95,25 +97,21 @@ func (s *Session) resolve(ctx context.Context) ([]string, error) {
 	}
 }
 
-// matching returns the topics subscribed to by name, and those that match a pattern.
-func (s *Session) matching(ctx context.Context) ([]string, error) {
-	var resp listTopicsResponse
-	if err := s.ask(ctx, &listTopicsRequest{}, &resp); err != nil {
-		return nil, err
-	}
+// match returns the topics subscribed to by name, and those of all that match a pattern.
+func (s *Session) match(all []string) []string {
 	var topics []string
 	for _, t := range s.topics {
 		if !isPattern(t) {
 			topics = append(topics, t)
 		}
 	}
-	for _, t := range resp.Topics {
+	for _, t := range all {
 		if slices.ContainsFunc(s.patterns, func(p *regexp.Regexp) bool { return p.MatchString(t) }) {
 			topics = append(topics, t)
 		}
 	}
 	slices.Sort(topics)
-	return slices.Compact(topics), nil
+	return slices.Compact(topics)
 }
 
 // lookAgain has the session join anew if other topics match its patterns by now, where
@@ -123,7 +121,11 @@ func (s *Session) lookAgain() {
 		return
 	}
 	s.looked = time.Now()
-	topics, err := s.matching(s.ctx)
+	// Once: it must not keep the heartbeats.
+	var resp listTopicsResponse
+	r := route{repeatable: true, by: s.by}
+	err := s.client.round(s.ctx, r, patience{limit: s.cfg.heartbeatEvery()}, &listTopicsRequest{}, &resp)
+	topics := s.match(resp.Topics)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil && len(topics) > 0 && !slices.Equal(topics, s.joined) {
@@ -156,15 +158,7 @@ func (s *Session) run() error {
 	if s.cfg.autoCommit > 0 {
 		s.running.Go(s.commitLoop)
 	}
-	var watchdog *time.Timer
-	watchdog = time.AfterFunc(s.cfg.sessionTimeout, func() {
-		silence := time.Since(s.born) - time.Duration(s.alive.Load())
-		if left := s.cfg.sessionTimeout - silence; left > 0 {
-			watchdog.Reset(left)
-			return
-		}
-		s.lose(errSilentBroker)
-	})
+	s.running.Go(s.watch)
 	signal(s.work)
 	for s.ctx.Err() == nil {
 		select {
@@ -173,9 +167,20 @@ func (s *Session) run() error {
 		case <-s.ctx.Done():
 		}
 	}
-	err := s.finish()
-	watchdog.Stop()
-	return err
+	return s.finish()
+}
+
+// watch loses the membership when the broker has not answered for the session timeout.
+func (s *Session) watch() {
+	for {
+		silence := time.Since(s.born) - time.Duration(s.alive.Load())
+		if silence >= s.cfg.sessionTimeout {
+			s.lose(errSilentBroker)
+		}
+		if !pause(s.io, nil, s.cfg.sessionTimeout-silence) {
+			return
+		}
+	}
 }
 
 // heartbeats shows the broker that the member is alive, and has the session sync when
@@ -183,30 +188,37 @@ func (s *Session) run() error {
 func (s *Session) heartbeats() {
 	every := s.cfg.heartbeatEvery()
 	limit := patience{limit: min(s.cfg.requestTimeout, max(every, s.cfg.sessionTimeout/3))}
-	failures := 0
+	// A heartbeat may be held as long as the next one still comes in time.
+	hold := min(every, (s.cfg.sessionTimeout-every)/2)
+	failures, urgent := 0, 0
 	for s.io.Err() == nil {
 		s.lookAgain()
 		sent := time.Now()
 		req := &heartbeatRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 		r := route{repeatable: true, by: s.by, held: true}
 		if s.by.supportsGroups() {
-			req.MaxWaitMs, r.hold = every.Milliseconds(), every
+			req.MaxWaitMs, r.hold = hold.Milliseconds(), hold
 		}
 		var resp heartbeatResponse
 		err := s.client.round(s.io, r, limit, req, &resp)
-		s.lostIf(err, true)
+		s.lostIf(err)
 		switch {
 		case err == nil:
 			failures = 0
 			s.heard(sent, resp.Generation)
 			if resp.Rebalance {
 				s.syncBefore(sent.Add(every))
+				// A broker that always says so must not keep both ends busy.
+				urgent++
+				pause(s.io, nil, min(every, urgentPause<<min(urgent, 12)))
 				continue
 			}
+			urgent = 0
 		case s.io.Err() != nil:
 			return
 		case errors.Is(err, ErrUnsupported), errors.Is(err, ErrRebalanced):
 			// It is asked for the assignment instead.
+			s.heard(sent, 0)
 			s.syncBefore(time.Now())
 		default:
 			failures++
@@ -221,6 +233,9 @@ func (s *Session) heartbeats() {
 
 // retryHeartbeat is the wait between heartbeats that failed.
 var retryHeartbeat = backoff{base: 50 * time.Millisecond, limit: time.Second} //nolint:gochecknoglobals // a constant in all but syntax
+
+// urgentPause is doubled with each heartbeat in a row that asks for a sync.
+const urgentPause = 10 * time.Microsecond
 
 // syncBefore has the session sync, and returns when it has, or at the time given.
 func (s *Session) syncBefore(limit time.Time) {
@@ -264,7 +279,7 @@ func (s *Session) sync() {
 	sent := time.Now()
 	var resp syncGroupResponse
 	err := s.ask(s.ctx, req, &resp)
-	s.lostIf(err, true)
+	s.lostIf(err)
 	switch {
 	case s.ctx.Err() != nil:
 		return
@@ -302,10 +317,16 @@ func (s *Session) sync() {
 	signal(s.synced)
 }
 
+// maxGrants is how many partitions one member is taken to read.
+const maxGrants = 100_000
+
 // grantsOf returns what an answer to a sync grants, checked. A broker that does not
 // tell committed offsets with it is asked for them.
 func (s *Session) grantsOf(resp *syncGroupResponse) (map[TopicPartition]*partitionGrant, error) {
 	grants := make(map[TopicPartition]*partitionGrant)
+	if len(resp.Grants) > maxGrants {
+		return nil, fmt.Errorf("%w: SyncGroup: %d grants", ErrMalformed, len(resp.Grants))
+	}
 	for i := range resp.Grants {
 		g := &resp.Grants[i]
 		if checkTopicName(g.Topic) != nil || g.Partition < 0 {
@@ -366,43 +387,71 @@ func (s *Session) note(resp *syncGroupResponse) {
 // stays is not touched. The answer is to the sync of this seq: a partition that was given
 // up since is another matter, which the next one settles.
 func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant, pending bool) {
-	var begin []*holding
-	revoked := 0
+	changes := 0
 	s.mu.Lock()
 	for tp, h := range s.claims {
-		if g := grants[tp]; h.revoked.IsZero() && (g == nil || g.Epoch != h.epoch) {
-			h.revoked = time.Now()
-			revoked++
-			h.cancel(fmt.Errorf("%w: %s goes to another member", ErrRebalanced, tp))
+		if g := grants[tp]; g != nil && g.Epoch == h.epoch || !h.revoked.IsZero() {
+			continue
+		}
+		changes++
+		h.revoked = time.Now()
+		h.cancel(fmt.Errorf("%w: %s goes to another member", ErrRebalanced, tp))
+		if !h.begun {
+			s.giveUpLocked(h)
 		}
 	}
-	for _, tp := range slices.SortedFunc(maps.Keys(grants), compareTopicPartition) {
+	for tp, g := range grants {
 		// One that is being given up must have ended before it begins anew.
 		if at, ok := s.gaveUp[tp]; s.claims[tp] == nil && (!ok || at < seq) {
 			delete(s.gaveUp, tp)
-			h := s.newHolding(tp, grants[tp])
-			s.claims[tp] = h
-			begin = append(begin, h)
+			s.claims[tp] = s.newHolding(tp, g)
+			changes++
 		}
 	}
-	if len(begin)+revoked > 0 {
+	setUp := s.setUp
+	s.mu.Unlock()
+	if changes > 0 {
 		s.client.metrics.Consumer.recordRebalance()
 	}
-	first := !s.setUp && (len(begin) > 0 || !pending)
-	s.setUp = s.setUp || first
+	switch {
+	case setUp:
+		s.begin()
+	case len(grants) > 0 || !pending:
+		s.callSetup()
+	}
+}
+
+// callSetup calls Setup. Nothing begins before another sync has shown that it is still
+// the member's: Setup may have taken its time.
+func (s *Session) callSetup() {
+	if err := guard(func() error { return s.handler.Setup(s) }); err != nil {
+		s.end(err)
+		return
+	}
+	s.mu.Lock()
+	s.setUp = true
 	s.mu.Unlock()
-	if first {
-		if err := guard(func() error { return s.handler.Setup(s) }); err != nil {
-			s.mu.Lock()
-			s.setUp = false // There is nothing to clean up.
-			s.mu.Unlock()
-			s.end(err)
-			return
+	signal(s.work)
+}
+
+// begin has the handler work on what has come to the member.
+func (s *Session) begin() {
+	for _, h := range s.holdings() {
+		s.mu.Lock()
+		begin := !h.begun && h.revoked.IsZero()
+		h.begun = h.begun || begin
+		s.mu.Unlock()
+		if begin {
+			s.handlers.Go(func() { s.serve(h) })
 		}
 	}
-	for _, h := range begin {
-		s.handlers.Go(func() { s.serve(h) })
-	}
+}
+
+// giveUpLocked forgets a partition; the next sync tells the broker.
+func (s *Session) giveUpLocked(h *holding) {
+	delete(s.claims, h.of)
+	s.gaveUp[h.of] = s.seq
+	signal(s.work)
 }
 
 func (s *Session) newHolding(tp TopicPartition, g *partitionGrant) *holding {
@@ -426,14 +475,12 @@ func (s *Session) serve(h *holding) {
 	}
 	if s.cfg.autoCommit > 0 {
 		if err := s.commit(h); err != nil && s.io.Err() == nil {
-			s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: fmt.Errorf("last commit: %w", err)})
+			s.report(h.failed(fmt.Errorf("last commit: %w", err)))
 		}
 	}
 	s.mu.Lock()
-	delete(s.claims, h.of)
-	s.gaveUp[h.of] = s.seq
-	s.mu.Unlock()
-	signal(s.work)
+	defer s.mu.Unlock()
+	s.giveUpLocked(h)
 }
 
 // fixStart commits where a partition is begun that has nothing committed and is not
@@ -453,14 +500,12 @@ func (s *Session) fixStart(h *holding) {
 		case err == nil:
 			h.start = start{offset: offset}
 			h.marks.below(offset, "")
-			if s.cfg.autoCommit > 0 {
-				_ = s.commit(h) // It is tried again with the next one.
-			}
+			_ = s.commit(h) // It is tried again with the next one.
 			return
 		case errors.Is(err, ErrUnsupported):
 			return // The fetcher looks for it in its own way.
 		case !retriable(err) && h.ctx.Err() == nil:
-			s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: at, Err: err})
+			s.report(h.failed(err))
 		}
 		pause(h.ctx, nil, retryFetch.before(failures))
 	}
@@ -473,8 +518,7 @@ func (s *Session) consume(h *holding) {
 	if marked := h.marks.position(); marked >= 0 {
 		cfg.startOffset, cfg.startTime = marked, time.Time{}
 	}
-	notice := func(e *ConsumerError) { s.report(e) }
-	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, notice)}
+	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, s.notice)}
 	c.consumer.taken = h.marks.take
 	c.consumer.start()
 	stop := context.AfterFunc(h.ctx, c.end)
@@ -483,16 +527,27 @@ func (s *Session) consume(h *holding) {
 	stop()
 	fault := c.consumer.fetch.ended()
 	c.end()
-	panicked := (*PanicError)(nil)
+	panicked, refused := (*PanicError)(nil), (*CommitError)(nil)
 	switch {
-	case errors.As(err, &panicked), err != nil && !ended:
+	case errors.As(err, &panicked):
 		s.end(err)
 	case ended:
+	case errors.As(err, &refused) && refused.Group == s.group:
+		// Partitions have gone to others, perhaps not even this one: no reason to
+		// stop the rest.
+		s.report(h.failed(err))
+	case err != nil:
+		s.end(err)
 	case fault != nil && !outdated(fault):
 		s.end(fault)
 	case fault == nil:
-		s.report(&ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: errEarlyReturn})
+		s.report(h.failed(errEarlyReturn))
 	}
+}
+
+// failed says where something went wrong.
+func (h *holding) failed(err error) *ConsumerError {
+	return &ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: err}
 }
 
 // errEarlyReturn is a notice: a handler that returns does not end a claim.
@@ -522,11 +577,13 @@ func guard(f func() error) (err error) {
 // it is asked for.
 func (s *Session) compute(req *computeRequest) {
 	s.mu.Lock()
-	again := s.asked == req.Generation
-	s.asked = req.Generation
+	busy := s.asked == req.Generation || s.assigning
+	if !busy {
+		s.asked, s.assigning = req.Generation, true
+	}
 	s.mu.Unlock()
-	if again {
-		return
+	if busy {
+		return // It is asked for again, or its time runs out.
 	}
 	s.running.Go(func() {
 		target := &computedTarget{Generation: req.Generation}
@@ -543,7 +600,7 @@ func (s *Session) compute(req *computeRequest) {
 			target.Assignment[id][tp.Topic] = append(target.Assignment[id][tp.Topic], tp.Partition)
 		}
 		s.mu.Lock()
-		s.computed = target
+		s.computed, s.assigning = target, false
 		s.mu.Unlock()
 		signal(s.work)
 	})
@@ -567,7 +624,10 @@ func (s *Session) assign(req *computeRequest) (assigned map[TopicPartition]strin
 		in.Members = append(in.Members, member)
 	}
 	for topic, n := range req.Partitions {
-		for p := range min(n, maxTopicPartitions) {
+		if n > maxTopicPartitions || len(in.Partitions) > maxGroupTopics*maxTopicPartitions/10 {
+			return nil, fmt.Errorf("%w: SyncGroup: too many partitions to assign", ErrMalformed)
+		}
+		for p := range n {
 			in.Partitions = append(in.Partitions, TopicPartition{topic, p})
 		}
 	}
@@ -581,9 +641,8 @@ func (s *Session) assign(req *computeRequest) (assigned map[TopicPartition]strin
 
 // finish ends the session in order: handlers, Cleanup, the last commit, the leave. A
 // handler that takes longer than the rebalance timeout does not keep its partition from
-// others.
+// others. It returns what went wrong with that.
 func (s *Session) finish() error {
-	cause := context.Cause(s.ctx)
 	returned := make(chan struct{})
 	go func() {
 		s.handlers.Wait()
@@ -591,39 +650,69 @@ func (s *Session) finish() error {
 	}()
 	late := time.NewTimer(s.cfg.rebalanceTimeout)
 	defer late.Stop()
+	var failed error
 	select {
 	case <-returned:
 	case <-late.C:
 		s.report(fmt.Errorf("handlers have not returned within %v, the group goes on without them", s.cfg.rebalanceTimeout))
+		failed = s.lastCommit()
 		s.leave()
-		s.stopIO(cause)
+		s.stopIO(errLate)
 		<-returned
 	}
-	var failed error
 	if s.setUp {
-		failed = guard(func() error { return s.handler.Cleanup(s) })
-		if s.cfg.autoCommit > 0 && s.io.Err() == nil {
-			if err := s.commit(nil); err != nil {
-				s.report(fmt.Errorf("last commit: %w", err))
-				failed = errors.Join(failed, err)
-			}
-		}
+		failed = errors.Join(failed, guard(func() error { return s.handler.Cleanup(s) }), s.lastCommit())
 	}
 	s.leave()
-	s.stopIO(cause)
+	s.stopIO(ErrClosed)
 	s.running.Wait()
-	if failed != nil {
-		return &sessionError{cause, failed}
+	return failed
+}
+
+// errLate is why nothing can be committed any more when handlers have outlived the
+// rebalance timeout after the session's end.
+var errLate = errors.New("robust: the rebalance timeout was over before the handlers had returned")
+
+// lastCommit commits what is marked, unless that is left to the application. What has
+// gone to other members is theirs; the rest is worth an error.
+func (s *Session) lastCommit() error {
+	if s.cfg.autoCommit == 0 || s.lostCause() != nil {
+		return nil
 	}
-	return cause
+	err := s.commit(nil)
+	if refused := (*CommitError)(nil); errors.As(err, &refused) {
+		s.report(err)
+		return nil
+	}
+	if err != nil && s.io.Err() != nil && !s.uncommitted() {
+		return nil // There was nothing left to commit.
+	}
+	return err
+}
+
+// uncommitted tells that something is marked that is not committed.
+func (s *Session) uncommitted() bool {
+	return slices.ContainsFunc(s.holdings(), func(h *holding) bool {
+		_, _, _, pending := h.marks.pending()
+		return pending
+	})
+}
+
+// lostCause returns why the membership is gone; nil if it is not.
+func (s *Session) lostCause() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost
 }
 
 // leaveTimeout bounds the goodbye: without it the broker finds out by itself.
 const leaveTimeout = 5 * time.Second
 
-// leave says that the member is gone, unless it is static and may come back, or lost.
+// leave says that the member is gone, unless it is static and may come back, or lost, or
+// no broker has ever been reached.
 func (s *Session) leave() {
-	if s.cfg.instanceID != "" || s.io.Err() != nil {
+	addr, _ := s.by.get()
+	if s.cfg.instanceID != "" || s.io.Err() != nil || addr == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(s.io, leaveTimeout)
@@ -633,9 +722,3 @@ func (s *Session) leave() {
 		s.report(fmt.Errorf("leave: %w", err))
 	}
 }
-
-// sessionError is a session's end that did not go well.
-type sessionError struct{ cause, failed error }
-
-func (e *sessionError) Error() string   { return "robust: end of session: " + trimPrefix(e.failed) }
-func (e *sessionError) Unwrap() []error { return []error{e.cause, e.failed} }

@@ -1,8 +1,10 @@
 package robust
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 	"time"
 )
@@ -104,7 +106,7 @@ type commitOffsetRequest struct {
 	// With MemberID the commit is refused unless the member holds the grant of
 	// Epoch. Offsets, if there are any, stand for the five fields above.
 	MemberID   string          `json:"member_id,omitempty"`
-	Generation int64           `json:"generation,omitempty"`
+	Generation int64           `json:"generation,omitempty"` // for people who look; Epoch says more
 	Epoch      int64           `json:"epoch,omitempty"`
 	Offsets    []offsetToStore `json:"offsets,omitempty"`
 }
@@ -255,8 +257,11 @@ func (*resetOffsetsRequest) kind() requestType  { return requestResetOffsets }
 const (
 	// maxGroupTopics is how many topics and patterns a member subscribes to.
 	maxGroupTopics = 1000
-	// maxPatternBytes bounds what a pattern may cost.
+	// maxPatterns, maxPatternBytes and maxPatternSteps bound what patterns may
+	// cost. Steps are what a pattern comes to when its repetitions are written out.
+	maxPatterns     = 20
 	maxPatternBytes = 1000
+	maxPatternSteps = 2000
 	// maxGroupTimeout is the longest session or rebalance timeout.
 	maxGroupTimeout = 24 * time.Hour
 )
@@ -281,6 +286,18 @@ func checkSubscription(topics []string) ([]*regexp.Regexp, error) {
 // isPattern tells patterns from names.
 func isPattern(topic string) bool { return strings.HasPrefix(topic, "^") }
 
+// patternSteps counts what a pattern comes to.
+func patternSteps(re *syntax.Regexp) int {
+	steps := 1 + len(re.Rune)
+	for _, sub := range re.Sub {
+		steps = min(steps+patternSteps(sub), maxPatternSteps+1)
+	}
+	if re.Op == syntax.OpRepeat {
+		steps = min(steps*max(re.Min, re.Max, 1), maxPatternSteps+1)
+	}
+	return steps
+}
+
 // compilePatterns compiles those of topics that are patterns.
 func compilePatterns(topics []string) ([]*regexp.Regexp, error) {
 	var patterns []*regexp.Regexp
@@ -291,11 +308,20 @@ func compilePatterns(topics []string) ([]*regexp.Regexp, error) {
 		if len(t) > maxPatternBytes {
 			return nil, fmt.Errorf("%w: pattern %q of %d bytes: want at most %d", ErrInvalidRequest, shorten(t), len(t), maxPatternBytes)
 		}
-		p, err := regexp.Compile(t)
+		parsed, err := syntax.Parse(t, syntax.Perl)
+		if err == nil && patternSteps(parsed) > maxPatternSteps {
+			err = errors.New("too large when its repetitions are written out")
+		}
+		var p *regexp.Regexp
+		if err == nil {
+			p, err = regexp.Compile(t)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: pattern %q: %w", ErrInvalidRequest, shorten(t), err)
 		}
-		patterns = append(patterns, p)
+		if patterns = append(patterns, p); len(patterns) > maxPatterns {
+			return nil, fmt.Errorf("%w: more than %d patterns", ErrInvalidRequest, maxPatterns)
+		}
 	}
 	return patterns, nil
 }

@@ -60,8 +60,9 @@ type Session struct {
 	handler Handler
 	// patterns are those of topics, for brokers that do not know any.
 	patterns []*regexp.Regexp
-	looked   time.Time   // when topics were last matched; the heartbeats' own
-	report   func(error) // must not block
+	looked   time.Time            // when topics were last matched; the heartbeats' own
+	report   func(error)          // logs, and passes on; must not block, as notice
+	notice   func(*ConsumerError) // passes on what is logged already
 
 	by      *answerer // the broker that coordinates the group
 	born    time.Time
@@ -92,9 +93,13 @@ type Session struct {
 	missing  []string        // topics that are not there
 	computed *computedTarget // to be told with the next sync
 	asked    int64           // the generation that an assignment was computed for
-	setUp    bool            // Setup has been called
-	joined   []string        // topics of the last join
-	rejoin   bool            // they are others by now
+	// assigning tells that the application's assignor is at work.
+	assigning bool
+	setUp     bool     // Setup has been called
+	failure   error    // that ended the session, other than its contexts
+	lost      error    // why the membership is gone
+	joined    []string // topics of the last join
+	rejoin    bool     // they are others by now
 }
 
 // Context ends with the session; [context.Cause] says why: the end of Consume's
@@ -157,8 +162,9 @@ func (s *Session) holding(tp TopicPartition) *holding {
 
 // Commit commits what is marked and not committed yet, in one request however many
 // partitions there are. It returns when the broker has it, after at most
-// [WithRebalanceTimeout]. The error is [ErrFenced] if a partition has gone to another
-// member meanwhile; the others are committed all the same. It works in Cleanup too.
+// [WithRebalanceTimeout]. The error is a [*CommitError] if partitions have gone to other
+// members meanwhile; the others are committed all the same. It works in Cleanup too,
+// within the rebalance timeout.
 func (s *Session) Commit() error { return s.commit(nil) }
 
 // commit commits what is marked, of one holding or of all.
@@ -172,36 +178,83 @@ func (s *Session) commit(only *holding) error {
 	case <-ctx.Done():
 		return endOf(ctx)
 	}
-	type pendingMark struct {
-		h     *holding
-		token int
-	}
 	var pending []pendingMark
-	req := &commitOffsetRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
+	refused := new(CommitError)
 	for _, h := range s.holdings() {
 		if only != nil && h != only {
 			continue
 		}
 		if next, metadata, token, ok := h.marks.pending(); ok {
-			pending = append(pending, pendingMark{h, token})
-			req.Offsets = append(req.Offsets, offsetToStore{h.of.Topic, h.of.Partition, next, metadata, h.epoch})
+			offset := offsetToStore{h.of.Topic, h.of.Partition, next, metadata, h.epoch}
+			pending = append(pending, pendingMark{h.marks, token, offset})
+		} else if h.marks.refused() {
+			refused.Fenced = append(refused.Fenced, h.of)
 		}
 	}
-	if len(pending) == 0 {
-		return nil
+	var err error
+	if len(pending) > 0 {
+		err = s.sendCommit(ctx, pending, refused)
+		s.client.metrics.Consumer.RecordCommit(err == nil && len(refused.Fenced) == 0)
+		s.lostIf(err)
 	}
-	refused, err := s.sendCommit(ctx, req)
-	for _, p := range pending {
-		switch {
-		case slices.Contains(refused, topicPartition(p.h.of)):
-			p.h.marks.forget()
-		case err == nil || len(refused) > 0:
-			p.h.marks.committed(p.token)
-		}
+	if err == nil && len(refused.Fenced) > 0 {
+		refused.Group = s.group
+		return refused
 	}
-	s.client.metrics.Consumer.RecordCommit(err == nil)
-	s.lostIf(err, len(refused) == 0)
 	return err
+}
+
+// pendingMark is a mark that is being committed.
+type pendingMark struct {
+	marks  *marks
+	token  int
+	offset offsetToStore
+}
+
+// sendCommit sends a commit until it is answered, adding to refused the partitions that
+// are not the member's any more.
+func (s *Session) sendCommit(ctx context.Context, pending []pendingMark, refused *CommitError) error {
+	if !s.by.supportsGroups() {
+		return s.sendCommits(ctx, pending, refused)
+	}
+	req := &commitOffsetRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
+	for _, p := range pending {
+		req.Offsets = append(req.Offsets, p.offset)
+	}
+	var resp commitOffsetResponse
+	err := s.ask(ctx, req, &resp)
+	if err != nil && len(resp.Fenced) == 0 {
+		return err
+	}
+	for _, p := range pending {
+		tp := topicPartition{p.offset.Topic, p.offset.Partition}
+		if slices.Contains(resp.Fenced, tp) {
+			p.marks.forget()
+			refused.Fenced = append(refused.Fenced, TopicPartition(tp))
+		} else {
+			p.marks.committed(p.token)
+		}
+	}
+	return nil
+}
+
+// sendCommits commits one partition after the other, for brokers that know no better.
+func (s *Session) sendCommits(ctx context.Context, pending []pendingMark, refused *CommitError) error {
+	for _, p := range pending {
+		o := p.offset
+		req := &commitOffsetRequest{GroupID: s.group, Topic: o.Topic, Partition: o.Partition, Offset: o.Offset, Metadata: o.Metadata}
+		err := s.ask(ctx, req, &commitOffsetResponse{})
+		switch {
+		case errors.Is(err, ErrFenced), errors.Is(err, ErrTopicNotFound), errors.Is(err, ErrPartitionNotFound):
+			p.marks.forget()
+			refused.Fenced = append(refused.Fenced, TopicPartition{o.Topic, o.Partition})
+		case err != nil:
+			return err
+		default:
+			p.marks.committed(p.token)
+		}
+	}
+	return nil
 }
 
 // holdings returns what the member holds, in order.
@@ -214,28 +267,6 @@ func (s *Session) holdings() []*holding {
 	}
 	slices.SortFunc(all, func(a, b *holding) int { return compareTopicPartition(a.of, b.of) })
 	return all
-}
-
-// sendCommit sends a commit until it is answered. refused are the partitions that are
-// not the member's any more.
-func (s *Session) sendCommit(ctx context.Context, req *commitOffsetRequest) (refused []topicPartition, err error) {
-	if s.by.supportsGroups() {
-		var resp commitOffsetResponse
-		err := s.ask(ctx, req, &resp)
-		return resp.Fenced, err
-	}
-	var last error
-	for _, o := range req.Offsets {
-		single := &commitOffsetRequest{GroupID: req.GroupID, Topic: o.Topic, Partition: o.Partition, Offset: o.Offset, Metadata: o.Metadata}
-		err := s.ask(ctx, single, &commitOffsetResponse{})
-		switch {
-		case errors.Is(err, ErrFenced), errors.Is(err, ErrTopicNotFound), errors.Is(err, ErrPartitionNotFound):
-			refused, last = append(refused, topicPartition{o.Topic, o.Partition}), err
-		case err != nil:
-			return refused, err
-		}
-	}
-	return refused, last
 }
 
 // ask sends a request of the member's until it is answered or ctx ends.
@@ -257,28 +288,43 @@ func (s *Session) ask(ctx context.Context, req request, resp response) error {
 }
 
 // lostIf ends the session if err says that the group does not know the member any
-// more. wholly tells that a refusal is about the member and not about a partition.
-func (s *Session) lostIf(err error, wholly bool) {
-	if errors.Is(err, ErrUnknownMember) || wholly && errors.Is(err, ErrFenced) {
+// more, or another of its instance ID better.
+func (s *Session) lostIf(err error) {
+	if errors.Is(err, ErrUnknownMember) || errors.Is(err, ErrFenced) {
 		s.lose(err)
 	}
 }
 
 // end ends the session with the membership intact: what is marked is still committed.
-func (s *Session) end(cause error) { s.cancel(cause) }
+// Its contexts end it without a failure.
+func (s *Session) end(failure error) {
+	s.mu.Lock()
+	panicked := (*PanicError)(nil)
+	if s.failure == nil && (s.ctx.Err() == nil || errors.As(failure, &panicked)) {
+		s.failure = failure
+	}
+	s.mu.Unlock()
+	s.cancel(failure)
+}
 
 // lose ends the session at once: the membership is gone, and with it the right to
 // commit.
 func (s *Session) lose(cause error) {
+	s.mu.Lock()
+	if s.lost == nil {
+		s.lost = cause
+	}
+	s.mu.Unlock()
 	s.cancel(cause)
 	s.stopIO(cause)
 }
 
-// commitLoop commits what is marked until the session ends.
+// commitLoop commits what is marked as long as that is possible: also while handlers
+// return that the session's end has caught at work.
 func (s *Session) commitLoop() {
-	for pause(s.ctx, nil, s.cfg.autoCommit) {
+	for pause(s.io, nil, s.cfg.autoCommit) {
 		if err := s.commit(nil); err != nil && s.io.Err() == nil {
-			s.report(fmt.Errorf("commit: %w", err))
+			s.report(err)
 		}
 	}
 }

@@ -53,7 +53,8 @@ type torture struct {
 	began   time.Time
 	calm    atomic.Bool // the faults are over
 	ends    sync.WaitGroup
-	members []*tortureMember // of the loop that plans
+	members []*tortureMember          // of the loop that plans
+	holders map[string]*tortureMember // likewise: who was started last, by instance ID
 	serial  int
 
 	mu         sync.Mutex // guards the following
@@ -178,6 +179,7 @@ func TestTortureGroups(t *testing.T) {
 		t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 		parts: make(map[TopicPartition]*torturePartition), epochs: make(map[int64]tortureGrant),
 		counts: make(map[string]int), receipts: make(map[TopicPartition]map[int64]string),
+		holders: make(map[string]*tortureMember),
 	}
 	w.storage = &tortureStorage{Storage: NewMemoryStorage(), w: w}
 	w.run(duration)
@@ -534,6 +536,14 @@ func (w *torture) join(instance string, everything bool) *tortureMember {
 	require.NoError(w.t, err)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	m.cancel = cancel
+	if old := w.holders[instance]; old != nil {
+		w.mu.Lock()
+		old.replaced = time.Now()
+		w.mu.Unlock()
+	}
+	if instance != "" {
+		w.holders[instance] = m
+	}
 	w.note("%s joins, kind %d, session %v, rebalance %v, weather %v, instance %q", m, m.kind, m.session, m.rebalance, m.weather, instance)
 	w.count("members joined")
 	w.ends.Go(m.notices)
@@ -825,9 +835,6 @@ func (w *torture) static() {
 	case 1:
 		w.kill(old)
 	}
-	w.mu.Lock()
-	old.replaced = time.Now()
-	w.mu.Unlock()
 	m := w.join(instance, true)
 	if how != 2 {
 		return
