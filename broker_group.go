@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
@@ -100,6 +101,7 @@ type member struct {
 	expires time.Time
 	held    int  // heartbeats that the broker holds
 	dirty   bool // it has to sync
+	expects bool // it was told that more will come
 }
 
 // computation is a member's assignor at work.
@@ -306,7 +308,7 @@ func (g *group) assign(now time.Time) {
 	g.assignor = g.chooseAssignor()
 	switch g.assignor {
 	case assignorSticky:
-		g.retarget(now, assignSticky(g.input()))
+		g.retarget(now, g.sticky())
 	case assignorRange:
 		g.retarget(now, assignRange(g.input()))
 	case assignorRoundRobin:
@@ -321,7 +323,7 @@ func (g *group) assign(now time.Time) {
 func (g *group) input() assignInput {
 	in := assignInput{partitions: make(map[string]int32), previous: make(map[TopicPartition]string, len(g.slots))}
 	for _, m := range g.members {
-		in.members = append(in.members, assignMember{m.id, m.topics})
+		in.members = append(in.members, assignMember{id: m.id, rank: cmp.Or(m.instance, m.id), topics: m.topics})
 		for _, t := range m.topics {
 			if topic, ok := g.topics[t]; ok {
 				in.partitions[t] = topic.partitions
@@ -329,20 +331,49 @@ func (g *group) input() assignInput {
 		}
 	}
 	for tp, s := range g.slots {
-		if before := g.before(s); before != "" {
-			in.previous[tp] = before
+		if g.members[s.target] != nil {
+			in.previous[tp] = s.target
 		}
 	}
 	return in
 }
 
-// before returns the member that a partition is to stay with if it can: its target, or
-// if that is gone its owner.
-func (g *group) before(s *slot) string {
-	if g.members[s.target] != nil {
-		return s.target
+// sticky computes targets that move as little as balance allows. A partition whose
+// target is gone goes back to its owner where that makes no difference to others.
+func (g *group) sticky() map[TopicPartition]string {
+	targets := assignSticky(g.input())
+	loads := make(map[string]int)
+	var free []TopicPartition
+	freeOf := make(map[string][]TopicPartition) // by target
+	for tp, id := range targets {
+		loads[id]++
+		if s := g.slots[tp]; s != nil && g.members[s.target] == nil {
+			free = append(free, tp)
+			freeOf[id] = append(freeOf[id], tp)
+		}
 	}
-	return s.owner
+	slices.SortFunc(free, compareTopicPartition)
+	takes := func(id string, tp TopicPartition) bool { return slices.Contains(g.members[id].topics, tp.Topic) }
+	for _, tp := range free {
+		owner, got := g.slots[tp].owner, targets[tp]
+		if owner == got || g.members[owner] == nil || !takes(owner, tp) {
+			continue
+		}
+		if loads[got] > loads[owner] {
+			targets[tp] = owner
+			loads[got]--
+			loads[owner]++
+			continue
+		}
+		// Else for another free one that the owner has got.
+		for _, other := range freeOf[owner] {
+			if targets[other] == owner && g.slots[other].owner != owner && takes(got, other) {
+				targets[tp], targets[other] = owner, got
+				break
+			}
+		}
+	}
+	return targets
 }
 
 // retarget gives every partition its target. Owners that are not are told to give up,
@@ -365,6 +396,26 @@ func (g *group) retarget(now time.Time, targets map[TopicPartition]string) {
 			s.revokeBy = now.Add(owner.rebalance)
 			g.due(s.revokeBy)
 			g.wake(s.owner)
+		}
+	}
+	g.disappoint()
+}
+
+// disappoint has members sync that were told that more will come, and are not to get
+// anything.
+func (g *group) disappoint() {
+	if !g.gathering.IsZero() || g.computing != nil {
+		return
+	}
+	waiting := make(map[string]bool)
+	for _, s := range g.slots {
+		if s.owner != s.target {
+			waiting[s.target] = true
+		}
+	}
+	for id, m := range g.members {
+		if m.expects && !waiting[id] {
+			g.wake(id)
 		}
 	}
 }
@@ -394,7 +445,10 @@ func (g *group) compute(now time.Time) {
 	g.due(g.computing.deadline)
 	stay := make(map[TopicPartition]string)
 	for tp, s := range g.slots {
-		before := g.before(s)
+		before := s.target
+		if g.members[before] == nil {
+			before = s.owner
+		}
 		if m := g.members[before]; m != nil && slices.Contains(m.topics, tp.Topic) {
 			stay[tp] = before
 		}
@@ -482,5 +536,5 @@ func (g *group) checkTarget(t *computedTarget) (map[TopicPartition]string, error
 func (g *group) fallBack(now time.Time, reason string) {
 	g.notes = append(g.notes, fmt.Sprintf("assignor %q: %s, sticky is used", shorten(g.assignor), reason))
 	g.computing, g.computeBy = nil, time.Time{}
-	g.retarget(now, assignSticky(g.input()))
+	g.retarget(now, g.sticky())
 }

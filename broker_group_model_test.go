@@ -15,22 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What the model leaves out, because the group is known to break an invariant there.
-// Each stands for one finding, and is to be removed with it.
-const (
-	// lateJoins has copies of a join arrive after the member has been answered.
-	lateJoins = false
-	// adoptions has a member that is there take the instance ID of another one.
-	adoptions = false
-	// staticMoves has static members restart in groups of the range and round robin
-	// assignors, which go by member ID: the next generation moves partitions.
-	staticMoves = false
-	// checkMissing demands that members know which topics are not there.
-	checkMissing = false
-	// checkPending demands that nobody believes for ever that more will come.
-	checkPending = false
-)
-
 const (
 	modelCustom    = "custom" // an assignor that members run
 	modelEvents    = 120_000
@@ -586,7 +570,7 @@ func (m *model) rejoin() {
 	if !m.equal && m.chance(50) {
 		s.topics = m.subscription()
 	}
-	if adoptions && s.incremental() && m.chance(20) {
+	if s.incremental() && m.chance(20) {
 		s.instance = fmt.Sprint("i", m.rng.IntN(3))
 	}
 	m.sendJoin(s)
@@ -880,9 +864,6 @@ func (m *model) hear(p *packet) {
 	switch req {
 	case s.joining:
 		s.joining = nil
-		if !lateJoins {
-			m.net = slices.DeleteFunc(m.net, func(other *packet) bool { return other.from == s && other.kind == "join" })
-		}
 	case s.syncing:
 		s.syncing = nil
 	case s.beating:
@@ -1478,7 +1459,7 @@ func (m *model) checkRestart(c cause) {
 			m.fail("restart: member %s is gone", id)
 		}
 	}
-	if !m.was.settled || !staticMoves && (m.g.assignor == assignorRange || m.g.assignor == assignorRoundRobin) && len(m.g.instances) > 0 {
+	if !m.was.settled {
 		return
 	}
 	for tp, before := range m.was.slots {
@@ -1501,7 +1482,7 @@ func (m *model) checkWoken(c cause) {
 	for id, b := range m.g.members {
 		before := m.was.members[id]
 		_, woken := m.g.woken[id]
-		if b.dirty && !before.dirty && !woken && before.member == b && (c.kind != causeJoin || c.member != id) {
+		if b.dirty && !before.dirty && !woken && before.member == b {
 			m.fail("woken: %s has something to do, and its heartbeat is held, after %s of %s", id, c.kind, c.member)
 		}
 	}
@@ -1774,10 +1755,10 @@ func (m *model) checkMemberRest(s *modelMember, b *member) {
 			m.fail("rest: %s reads%s and not %s", s.id, claimText(s.claims), syncText{&packet{resp: resp}})
 		}
 	}
-	if checkPending && (resp.Pending || s.pending) {
+	if resp.Pending || s.pending {
 		m.fail("pending: %s waits for more, the group says %v", s.id, resp.Pending)
 	}
-	if checkMissing && s.incremental() && !slices.Equal(resp.Missing, s.missing) {
+	if s.incremental() && !slices.Equal(resp.Missing, s.missing) {
 		m.fail("missing: %s was told %v, it is %v", s.id, s.missing, resp.Missing)
 	}
 }

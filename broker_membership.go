@@ -59,7 +59,7 @@ func (g *group) join(now time.Time, e joinEvent) (*member, error) {
 	}
 	same := m.describe(e)
 	if before != nil {
-		same = g.replace(now, before, m)
+		same = g.replace(now, before, m) && fresh
 	}
 	if m.instance != e.instance {
 		delete(g.instances, m.instance)
@@ -70,7 +70,7 @@ func (g *group) join(now time.Time, e joinEvent) (*member, error) {
 	}
 	g.touch(now, m)
 	g.due(m.expires)
-	m.dirty = true
+	g.wake(m.id)
 	g.changed = true
 	// A member that takes what it gets first is not told to wait.
 	hurry := !e.incremental && !g.gathering.IsZero()
@@ -183,7 +183,9 @@ func (g *group) sync(now time.Time, e syncEvent) (*member, error) {
 		return m, nil
 	}
 	m.seq = e.seq
-	m.incremental = m.incremental || e.seq > 0
+	if e.seq > 0 && !m.incremental {
+		m.incremental, g.changed = true, true
+	}
 	if e.target != nil {
 		g.computed(now, m, e.target)
 	}
@@ -245,6 +247,7 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 	if c := g.computing; c != nil && c.by == m.id {
 		resp.Compute = g.computeRequest()
 	}
+	m.expects = resp.Pending
 	return resp
 }
 
@@ -265,7 +268,9 @@ func (g *group) heartbeat(now time.Time, id string, generation int64) (*member, 
 	if err != nil {
 		return nil, false, err
 	}
-	m.silent = false
+	if m.silent {
+		m.silent, g.changed = false, true
+	}
 	g.touch(now, m)
 	g.due(m.expires)
 	return m, m.dirty || !m.incremental && generation != g.generation, nil
@@ -348,6 +353,11 @@ func (g *group) topicsChanged(now time.Time, topics topicTable) {
 			touched = touched || g.subscribed(name)
 		}
 	}
+	for _, m := range g.members {
+		if slices.ContainsFunc(m.subscription, func(t string) bool { return (old[t] == topicShape{}) != (topics[t] == topicShape{}) }) {
+			g.wake(m.id) // It was told what is missing.
+		}
+	}
 	if touched {
 		g.rebalance(now, false)
 	}
@@ -365,7 +375,7 @@ func (g *group) tick(now time.Time) {
 	expired := false
 	for _, m := range g.members {
 		if m.held == 0 && !now.Before(m.expires) {
-			g.notes = append(g.notes, fmt.Sprintf("member %s was silent for %v and is out", shorten(m.id), m.session))
+			g.notes = append(g.notes, fmt.Sprintf("member %s has given no sign of life in time and is out", shorten(m.id)))
 			g.remove(m)
 			expired = true
 		}

@@ -69,6 +69,7 @@ var layerOrder = []string{
 	"broker_options.go",
 	"broker_memory.go",
 	"broker_assign.go",
+	"broker_assign_sticky.go",
 	"broker_group.go",
 	"broker_membership.go",
 	"broker_group_state.go",
