@@ -62,6 +62,7 @@ func (g *group) join(now time.Time, e joinEvent) (*member, error) {
 		same = g.replace(now, before, m) && fresh
 	}
 	if m.instance != e.instance {
+		same = same && fresh // Else its rank has changed.
 		delete(g.instances, m.instance)
 		m.instance = e.instance
 	}
