@@ -49,6 +49,7 @@ var (
 type call struct {
 	kind     requestType
 	sequence uint64        // its place in conn.inflight
+	sent     time.Time     // when it was begun
 	deadline time.Time     // when it fails for want of an answer
 	done     chan struct{} // gets one token when the fields below are set
 
@@ -87,6 +88,7 @@ type conn struct {
 	inflight  map[uint64]*call // by sequence; nil once closed
 	abandoned int              // how many of inflight nobody waits for
 	ping      *call            // the one under way, nil if none
+	doubt     time.Duration    // when a call was last given up since which nothing had come, since born
 	timer     *time.Timer      // runs check
 	timerAt   time.Time
 	cause     error // why done was closed
@@ -318,6 +320,14 @@ func (c *conn) load() int {
 	return len(c.inflight)
 }
 
+// doubtful tells that a call was not answered in time, and that nothing has come since
+// it was sent: the connection may be dead without anybody having said so.
+func (c *conn) doubtful() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.doubt > time.Duration(c.lastRead.Load())
+}
+
 func (c *conn) requestID(sequence uint64) string {
 	var b [36]byte
 	copy(b[:], c.idPrefix)
@@ -352,7 +362,8 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 	if ctx.Err() != nil {
 		return nil, endOf(ctx)
 	}
-	deadline := time.Now().Add(timeout)
+	sent := time.Now()
+	deadline := sent.Add(timeout)
 	if err := c.awaitRoom(ctx, timeout); err != nil {
 		return nil, err
 	}
@@ -369,7 +380,7 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 	if len(frame) > c.maxFrame {
 		return nil, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, req.kind(), len(frame), c.maxFrame)
 	}
-	k := &call{kind: req.kind(), sequence: sequence, deadline: deadline, done: make(chan struct{}, 1)}
+	k := &call{kind: req.kind(), sequence: sequence, sent: sent, deadline: deadline, done: make(chan struct{}, 1)}
 	first, err := c.register(ctx, k)
 	if err != nil {
 		return nil, err
@@ -589,10 +600,18 @@ func (c *conn) check() {
 		return
 	}
 	next := now.Add(pingAfter)
+	// A large frame that is still being taken is a sign of life as well.
+	last := c.born.Add(time.Duration(c.lastRead.Load()))
+	if written := c.out.lastProgress(); written.After(last) {
+		last = written
+	}
 	for _, k := range c.inflight {
 		switch {
 		case k.abandoned:
 		case !k.deadline.After(now):
+			if last.Before(k.sent) {
+				c.doubt = now.Sub(c.born)
+			}
 			k.abandoned = true
 			c.abandoned++
 			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
@@ -600,11 +619,6 @@ func (c *conn) check() {
 		case k.deadline.Before(next):
 			next = k.deadline
 		}
-	}
-	// A large frame that is still being taken is a sign of life as well.
-	last := c.born.Add(time.Duration(c.lastRead.Load()))
-	if written := c.out.lastProgress(); written.After(last) {
-		last = written
 	}
 	silence := now.Sub(last)
 	waits := c.form == ProtocolV0 && len(c.inflight) > 0

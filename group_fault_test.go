@@ -257,6 +257,33 @@ func TestGroupMemberWithoutAnswersEndsItsClaims(t *testing.T) {
 	})
 }
 
+// A connection that falls silent costs no membership, even if the session timeout is
+// over before the connection is given up: what is not answered is asked for on another.
+func TestGroupOutlivesSilentConnection(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		var opened, muted atomic.Int64
+		proxy := newFaultProxy(t, b.Dial, func(n int) (up, down stream) {
+			opened.Store(int64(n) + 1)
+			mute := func(f proxiedFrame) verdict {
+				if int64(n) < muted.Load() {
+					return verdict{then: thenSilence}
+				}
+				return f.pass()
+			}
+			return requests(mute), answers(mute)
+		})
+		r := newRig(t)
+		m := r.consumeWith(proxy.dial, "a", nil, WithSessionTimeout(6*time.Second))
+		after(5 * time.Second)
+		muted.Store(opened.Load())
+		after(time.Minute)
+		require.Equal(t, map[string]int{"a": 2}, r.shares())
+		require.Equal(t, map[string]int{"a": 1}, r.setups)
+		require.NoError(t, m.stop())
+	})
+}
+
 // A static member that comes back within its session timeout finds what it left, and
 // nothing of the others has moved.
 func TestGroupStaticMember(t *testing.T) {

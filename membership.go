@@ -187,9 +187,10 @@ func (s *Session) watch() {
 // the broker says so, until nothing may be sent any more.
 func (s *Session) heartbeats() {
 	every := s.cfg.heartbeatEvery()
-	limit := patience{limit: min(s.cfg.requestTimeout, max(every, s.cfg.sessionTimeout/3))}
-	// A heartbeat may be held as long as the next one still comes in time.
-	hold := min(every, (s.cfg.sessionTimeout-every)/2)
+	// From one answered heartbeat to the next there must be time for one that is held,
+	// is not answered, and is sent again.
+	hold := min(every, (s.cfg.sessionTimeout-every)/4)
+	limit := patience{limit: min(s.cfg.requestTimeout, (s.cfg.sessionTimeout-every)/4)}
 	failures, urgent := 0, 0
 	for s.io.Err() == nil {
 		s.lookAgain()

@@ -129,8 +129,12 @@ func (p *pool) look(addr string, held, others bool) (*conn, *dialAttempt, <-chan
 	b := p.brokerLocked(addr)
 	best, load := b.idlestLocked(held, p.max > 1)
 	var attempt *dialAttempt
-	if best == nil || load >= busyLoad {
+	doubtful := best != nil && best.doubtful()
+	if best == nil || load >= busyLoad || doubtful {
 		attempt = p.dialLocked(b, held)
+	}
+	if doubtful && attempt != nil {
+		best = nil // Another one is worth the wait.
 	}
 	if best == nil && attempt == nil {
 		// The other kind's connection is better than none.
@@ -194,7 +198,11 @@ func (b *brokerConns) idlestLocked(held, apart bool) (best *conn, load int) {
 		if c.taken || apart && c.form != ProtocolV0 && c.held != held {
 			continue
 		}
-		if n := c.load(); best == nil || n < load {
+		n := c.load()
+		if c.doubtful() {
+			n += busyLoad
+		}
+		if best == nil || n < load {
 			best, load = c, n
 		}
 	}
