@@ -54,11 +54,13 @@ func (c *Client) ConsumerGroup(groupID string, opts ...GroupOption) (*ConsumerGr
 // Consume joins the group and has h handle the messages of topics, through every
 // rebalance, broker restart and lost connection. It returns
 //
-//   - nil when ctx has ended and all that was marked is committed,
+//   - nil when ctx has ended and all that was marked is committed, which may take as
+//     long as [WithRebalanceTimeout] and the goodbye 5 seconds more,
 //   - [ErrClosed] after Close,
 //   - the error of h that ended it, a [*PanicError] for a panic,
 //   - [ErrFenced] when another member has the same instance ID ([WithInstanceID]),
-//   - the broker's refusal if it does not have it join.
+//   - the broker's refusal if it does not have it join,
+//   - what failed at the end, if marks could not be committed.
 //
 // It returns after all calls of h have returned. A name in topics that begins with ^ is
 // a regular expression (RE2 syntax) for all topics whose names match, those that are
@@ -206,7 +208,8 @@ func (g *ConsumerGroup) Close() error {
 	return g.Shutdown(ctx)
 }
 
-// Shutdown is Close that waits as long as ctx lasts.
+// Shutdown is Close that waits as long as ctx lasts. If it fails for that, Consume is
+// still ending; Shutdown or Close may be called again.
 func (g *ConsumerGroup) Shutdown(ctx context.Context) error {
 	g.mu.Lock()
 	g.closed = true

@@ -444,7 +444,8 @@ func WithAutoCommit(every time.Duration) GroupOption {
 
 // WithContiguousMarks has a mark of a message stand for that message alone, and commits
 // the end of the unbroken run of marked messages, so that messages may be handled in
-// any order and none is lost (default: a mark stands for everything before it, too).
+// any order and none is lost (default: a mark stands for everything before it, too). A
+// message that is never marked holds back all behind it, whose offsets are remembered.
 func WithContiguousMarks() GroupOption {
 	return groupOption(func(c *config) { c.contiguous = true })
 }

@@ -18,10 +18,12 @@ import (
 // side, and Cleanup when all of them have returned. A panic in any of them ends Consume
 // with a [*PanicError].
 type Handler interface {
-	// Setup is called before any claim. An error ends Consume.
+	// Setup is called before any claim, when the member knows its first partitions.
+	// An error ends Consume, without Cleanup.
 	Setup(s *Session) error
 	// Cleanup is called after every ConsumeClaim has returned, before the last
-	// commit. It may commit. An error ends Consume.
+	// commit. It may commit, unless the membership is lost or the handlers have
+	// taken longer than [WithRebalanceTimeout] to return. An error ends Consume.
 	Cleanup(s *Session) error
 	// ConsumeClaim handles the messages of a claim. When the claim ends its context
 	// is cancelled and its channel closed; ConsumeClaim is then to return within
@@ -29,8 +31,10 @@ type Handler interface {
 	// long it works on a message never costs the membership. What it has marked is
 	// committed before the next member reads the partition.
 	//
-	// An error ends Consume, unless the claim has ended. If it returns nil before
-	// that, it is called again with a new claim that begins after what is marked.
+	// An error ends Consume, unless the claim has ended or the error is that of a
+	// commit whose partitions have gone to others ([CommitError]). If it returns
+	// before its claim has ended otherwise, it is called again with a new claim that
+	// begins after what is marked.
 	ConsumeClaim(s *Session, c *Claim) error
 }
 
