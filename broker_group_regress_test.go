@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -35,6 +36,16 @@ func askTogether(t testing.TB, b *Broker, form Protocol, reqs ...request) []*wir
 		answered[i] = resp
 	}
 	return answered
+}
+
+// sendRaw sends a request 1 as a peer without a client, and does not wait for its answer.
+func sendRaw(t testing.TB, b *Broker, req request) *rawPeer {
+	t.Helper()
+	frame, err := appendRequest(nil, ProtocolV1, "1", req.kind(), req)
+	require.NoError(t, err)
+	p := dialPeer(t, b)
+	p.send(string(frame))
+	return p
 }
 
 // watchedStorage is a storage that says what is asked of it before it does it.
@@ -129,22 +140,17 @@ func TestGroupGrantFollowsCommit(t *testing.T) {
 		epochs, _ := syncRaw(t, b, "a", 1)
 		require.Len(t, epochs, 1)
 		joinRaw(t, b, "b", "")
-		done := make(chan error, 3)
-		go func() { done <- commitRaw(t, b, "a", 0, 50, epochs[0]) }()
+		commit := sendRaw(t, b, &commitOffsetRequest{GroupID: "g", MemberID: "a", Topic: faultTopic, Offset: 50, Epoch: epochs[0]})
 		<-reached
-		go func() {
-			done <- rawCall(t, b, ProtocolV1, &leaveGroupRequest{GroupID: "g", MemberID: "a"}, &leaveGroupResponse{})
-		}()
+		leave := sendRaw(t, b, &leaveGroupRequest{GroupID: "g", MemberID: "a"})
 		after(time.Millisecond)
-		var granted syncGroupResponse
-		go func() {
-			done <- rawCall(t, b, ProtocolV1, &syncGroupRequest{GroupID: "g", MemberID: "b", Seq: 1}, &granted)
-		}()
+		sync := sendRaw(t, b, &syncGroupRequest{GroupID: "g", MemberID: "b", Seq: 1})
 		after(time.Millisecond)
 		close(goOn)
-		for range 3 {
-			require.NoError(t, <-done)
-		}
+		require.True(t, commit.mustAnswer("1").success)
+		require.True(t, leave.mustAnswer("1").success)
+		var granted syncGroupResponse
+		require.NoError(t, decodePayload(sync.mustAnswer("1").payload, &granted))
 		require.Len(t, granted.Grants, 1)
 		require.Equal(t, int64(50), granted.Grants[0].Offset)
 	})
@@ -366,24 +372,19 @@ func TestResetOffsetsOfMany(t *testing.T) {
 		}}))
 		store(t, b, 3)
 		require.NoError(t, rawCall(t, b, ProtocolV1, &commitOffsetRequest{GroupID: "g", Topic: faultTopic, Offset: 1}, &commitOffsetResponse{}))
-		named := make([]int32, 100_000)
-		for i := range named {
-			named[i] = int32(i % 2)
-		}
+		named := slices.Repeat([]int32{0, 1}, 50_000)
 		var resp resetOffsetsResponse
 		require.NoError(t, rawCall(t, b, ProtocolV1, &resetOffsetsRequest{GroupID: "g", Topic: faultTopic, Partitions: named, Timestamp: 9}, &resp))
 		require.Equal(t, []partitionOffset{{Partition: 0, Offset: 3}, {Partition: 1}}, resp.Offsets)
 		require.Equal(t, int64(2), looked.Load())
 		require.Equal(t, int64(3), committed(b, 0))
 
-		named = append(named, partitions)
+		named[77] = partitions
 		err := rawCall(t, b, ProtocolV1, &resetOffsetsRequest{GroupID: "g", Topic: faultTopic, Partitions: named, Offset: OffsetOldest}, &resp)
 		require.ErrorIs(t, err, ErrPartitionNotFound)
 		require.Equal(t, int64(3), committed(b, 0))
 
-		all, err := appendRequest(nil, ProtocolV1, "1", requestResetOffsets, &resetOffsetsRequest{GroupID: "g", Topic: faultTopic, Timestamp: 9})
-		require.NoError(t, err)
-		dialPeer(t, b).send(string(all))
+		sendRaw(t, b, &resetOffsetsRequest{GroupID: "g", Topic: faultTopic, Timestamp: 9})
 		after(1500 * time.Millisecond)
 		began := time.Now()
 		require.NoError(t, b.Close())
