@@ -60,6 +60,7 @@ var layerOrder = []string{
 	"consumer.go",
 	"claim.go",
 	"session.go",
+	"serving.go",
 	"membership.go",
 	"group.go",
 	"each.go",
