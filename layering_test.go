@@ -49,6 +49,7 @@ var layerOrder = []string{
 	"pipe.go",
 	"frames.go",
 	"conn.go",
+	"hello.go",
 	"pool.go",
 	// client
 	"metadata.go",
