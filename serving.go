@@ -192,7 +192,7 @@ var errLate = errors.New("robust: the rebalance timeout was over before the hand
 // lastCommit commits what is marked, unless that is left to the application. What has
 // gone to other members is theirs; the rest is worth an error.
 func (s *Session) lastCommit() error {
-	if s.cfg.autoCommit == 0 || s.lostCause() != nil {
+	if s.cfg.autoCommit == 0 || s.isLost() {
 		return nil
 	}
 	err := s.commit(nil)
@@ -215,11 +215,11 @@ func (s *Session) uncommitted() bool {
 	})
 }
 
-// lostCause returns why the membership is gone; nil if it is not.
-func (s *Session) lostCause() error {
+// isLost tells that the membership is gone.
+func (s *Session) isLost() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lost
+	return s.lost != nil
 }
 
 // leaveTimeout bounds the goodbye: without it the broker finds out by itself.
