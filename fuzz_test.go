@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
@@ -475,4 +476,62 @@ func checkBatchAgain(t *testing.T, messages []*Message) {
 		m.Offset = messages[i].Offset
 	}
 	require.True(t, reflect.DeepEqual(messages, again), "%+v, not %+v", messages, again)
+}
+
+// FuzzGroup: whatever requests about groups come, in whatever order, the broker answers
+// each, and the groups stay sound: nobody owns or is to read a partition who is not a
+// member, and what is kept of a group makes the same group again.
+func FuzzGroup(f *testing.F) {
+	var all []byte
+	addWireFiles(f, ".request", func(frame []byte) {
+		f.Add(frame)
+		all = append(append(all, frame...), '\n')
+	})
+	f.Add(all)
+	f.Add([]byte(`{"request_type":6,"payload":{"group_id":"g","member_id":"a","topics":["t","^t"],"session_timeout_ms":1000,"assignor":"x"}}
+{"request_type":8,"payload":{"group_id":"g","member_id":"a","seq":1,"owned":{"t":[0]},"target":{"generation":1,"assignment":{"a":{"t":[0,1]}}}}}
+{"request_type":9,"payload":{"group_id":"g","member_id":"a","offsets":[{"topic":"t","partition":0,"offset":5,"epoch":1}]}}
+{"type":7,"payload":"eyJncm91cF9pZCI6ImciLCJ0b3BpY3MiOlsidCJdfQ=="}
+{"request_type":110,"payload":{"group_id":"g","topic":"t","offset":-2}}
+{"request_type":7,"payload":{"group_id":"g","member_id":"a"}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, err := NewBroker(WithTopic("t", 2), WithTopic("orders", 2), WithLogger(nil))
+		require.NoError(t, err)
+		defer b.Close()
+		for line := range bytes.Lines(data) {
+			var req wireRequest
+			if req.decode(bytes.TrimSpace(line)) != nil {
+				continue
+			}
+			call, err := b.service.groupRequest(&req, func() bool { return false })
+			if err != nil || call == nil {
+				continue
+			}
+			resp, _ := call.answer(t.Context(), nil)
+			require.NotNil(t, resp)
+		}
+		for _, h := range b.service.groups.all() {
+			h.do(func(g *group, now time.Time) { requireSound(t, g, now) })
+		}
+	})
+}
+
+func requireSound(t *testing.T, g *group, now time.Time) {
+	for tp, s := range g.slots {
+		for _, id := range []string{s.target, s.owner} {
+			require.True(t, id == "" || g.members[id] != nil, "%s of %v is no member", id, tp)
+		}
+	}
+	state, err := g.capture().encode()
+	require.NoError(t, err)
+	var offsets []StoredOffset
+	for _, o := range g.offsets {
+		offsets = append(offsets, o)
+	}
+	again, err := restoreGroup(now, StoredGroup{ID: g.id, State: state, Offsets: offsets}, g.topics)
+	require.NoError(t, err)
+	require.Equal(t, g.offsets, again.offsets)
+	require.Len(t, again.members, len(g.members))
+	require.GreaterOrEqual(t, again.generation, g.generation)
+	require.GreaterOrEqual(t, again.epoch, g.epoch)
 }

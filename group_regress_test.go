@@ -62,7 +62,15 @@ func TestGroupHeartbeatInterval(t *testing.T) {
 // brought the next one at once.
 func TestGroupHeartbeatsAlwaysAskForSync(t *testing.T) {
 	for name, script := range map[string]func(int) (up, down stream){
-		"new broker": func(int) (up, down stream) { return nil, nil },
+		"new broker": func(int) (up, down stream) {
+			return requests(func(f proxiedFrame) verdict {
+				if f.kind != requestHeartbeat {
+					return f.pass()
+				}
+				// It would be held otherwise.
+				return f.edited(t, func(e map[string]any) { delete(e["payload"].(map[string]any), "max_wait_ms") })
+			}), answers(proxiedFrame.pass)
+		},
 		"old broker": documentedOnly(t),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,32 +101,39 @@ func TestGroupHeartbeatsAlwaysAskForSync(t *testing.T) {
 }
 
 // A handler that outlives the rebalance timeout at the end does not cost what others
-// have marked meanwhile: it was never committed.
+// have marked meanwhile, be it committed automatically or at the end: it never was.
 func TestGroupSlowHandlerAtTheEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		b := faultBroker(t, 2)
-		fill(t, b, 5)
-		r := newRig(t)
-		release := make(chan struct{})
-		a := r.consumeTopics(b.Dial, "a", []string{faultTopic}, HandlerFunc(func(s *Session, c *Claim) error {
-			if c.Partition() == 1 {
-				<-release
-				return nil
-			}
-			<-c.Context().Done()
-			s.MarkOffset(faultTopic, 0, 5, "the last thing it does")
-			return nil
-		}), WithRebalanceTimeout(10*time.Second))
-		after(time.Second)
-		a.cancel()
-		after(9 * time.Second)
-		require.NotContains(t, a.group.Status().String(), "is not running")
-		after(time.Minute)
-		require.Equal(t, int64(5), committed(b, 0))
-		require.Equal(t, offsetNone, committed(b, 1))
-		close(release)
-		require.NoError(t, <-a.done)
-	})
+	for autoCommit, wait := range map[time.Duration]time.Duration{
+		time.Second: 2 * time.Second,
+		time.Hour:   11 * time.Second,
+	} {
+		t.Run(autoCommit.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := faultBroker(t, 2)
+				fill(t, b, 5)
+				r := newRig(t)
+				release := make(chan struct{})
+				a := r.consumeTopics(b.Dial, "a", []string{faultTopic}, HandlerFunc(func(s *Session, c *Claim) error {
+					if c.Partition() == 1 {
+						<-release
+						return nil
+					}
+					<-c.Context().Done()
+					s.MarkOffset(faultTopic, 0, 5, "the last thing it does")
+					return nil
+				}), WithRebalanceTimeout(10*time.Second), WithAutoCommit(autoCommit))
+				after(time.Second)
+				a.cancel()
+				after(wait)
+				require.Equal(t, int64(5), committed(b, 0))
+				require.Equal(t, offsetNone, committed(b, 1))
+				require.Empty(t, a.done, "it waits for its handlers")
+				after(time.Minute)
+				close(release)
+				require.NoError(t, <-a.done)
+			})
+		})
+	}
 }
 
 // What a handler fails with is what Consume returns, also if its context ends while
@@ -385,24 +400,6 @@ func TestGroupLateSyncAnswer(t *testing.T) {
 		for p := range int32(2) {
 			require.Equal(t, []int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, r.handled[TopicPartition{faultTopic, p}.String()])
 		}
-		require.NoError(t, a.stop())
-	})
-}
-
-// Of a broker that knows the documented requests alone, too, a topic can be deleted
-// while a member reads it; the member goes on with the rest.
-func TestGroupOfOldBrokerTopicDeleted(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		b := faultBroker(t, 2, WithTopic("other", 1))
-		proxy := newFaultProxy(t, b.Dial, documentedOnly(t))
-		r := newRig(t)
-		a := r.consumeTopics(proxy.dial, "a", []string{faultTopic, "other"}, rigHandler{r, "a", nil})
-		after(10 * time.Second)
-		require.Len(t, r.of("a"), 3)
-		require.NoError(t, a.group.client.Admin().DeleteTopic(t.Context(), "other"))
-		after(time.Minute)
-		require.Equal(t, []TopicPartition{{faultTopic, 0}, {faultTopic, 1}}, r.of("a"))
-		require.Equal(t, map[string]int{"a": 1}, r.setups)
 		require.NoError(t, a.stop())
 	})
 }
