@@ -21,8 +21,8 @@ type Assignor struct {
 // AssignFunc computes an assignment: the ID of the member that is to read it, for every
 // partition. The broker holds it to this: a member gets only partitions of topics that
 // it subscribes to, and every partition has one reader. Its argument is its own. It may
-// be called by any of the client's goroutines, one call at a time for a member, and must
-// return: Consume waits for it.
+// be called by any of the client's goroutines, one call at a time for a member, and should
+// return within 5 seconds; Consume does not wait for it.
 type AssignFunc func(group *AssignmentInput) (map[TopicPartition]string, error)
 
 // AssignmentInput is what an [AssignFunc] goes by.

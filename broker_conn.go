@@ -20,12 +20,14 @@ const (
 	// maxUnread is how many bytes of answers may wait for a peer to read them
 	// before no more of its requests are read.
 	maxUnread = 1 << 20
+	// lateTimeout is how long requests of a peer that has hung up may still take.
+	lateTimeout = 30 * time.Second
 	// maxHeld is how many fetches and heartbeats of one connection are held at a
 	// time; one more is answered at once.
 	maxHeld = 1024
 	// maxGrouping is how many requests about groups of one connection wait for their
 	// turn before no more of its requests are read.
-	maxGrouping = 64
+	maxGrouping = 16
 	// maxAppends is how many produces of one connection wait for the storage at a
 	// time before no more of its requests are read.
 	maxAppends = 4096
@@ -101,7 +103,10 @@ func (c *brokerConn) serve() {
 	if c.grouping != nil {
 		close(c.grouping)
 	}
+	// A storage that does not come to an end must not keep the connection for ever.
+	late := time.AfterFunc(lateTimeout, func() { c.cancel(ErrClosed) })
 	c.held.Wait()
+	late.Stop()
 	_ = c.out.flush() // A peer that cannot be written to is gone.
 	close(writerDone)
 	writer.Wait()

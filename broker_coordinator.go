@@ -19,6 +19,8 @@ const (
 	// its kind, and keepRetry how long after the storage has failed.
 	keepDelay = 20 * time.Millisecond
 	keepRetry = time.Second
+	// storageTimeout is how long the storage may take to keep something of a group.
+	storageTimeout = 20 * time.Second
 	// sweepInterval is how often groups of which nothing is left are looked for.
 	sweepInterval = 10 * time.Second
 	// stalled is how late the broker must be to take itself for the one that was
@@ -127,6 +129,7 @@ func (h *hostedGroup) goLocked() {
 
 // setTopics has every group know the topics as they are now.
 func (c *coordinator) setTopics(topics topicTable) {
+	differ := c.topics.Load().differences(topics)
 	c.topics.Store(&topics)
 	c.mu.Lock()
 	groups := make([]*hostedGroup, 0, len(c.groups))
@@ -135,7 +138,7 @@ func (c *coordinator) setTopics(topics topicTable) {
 	}
 	c.mu.Unlock()
 	for _, h := range groups {
-		h.do(func(g *group, now time.Time) { g.topicsChanged(now, *c.topics.Load()) })
+		h.do(func(g *group, now time.Time) { g.topicsDiffer(now, topics, differ) })
 	}
 }
 
@@ -304,6 +307,8 @@ func (c *coordinator) keep(ctx context.Context, h *hostedGroup) error {
 	h.mu.Unlock()
 	state, err := captured.encode()
 	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+		defer cancel()
 		err = c.storage.PutGroup(ctx, id, state)
 	}
 	h.mu.Lock()
@@ -333,6 +338,8 @@ func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *grou
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
 	if err := c.storage.DeleteGroup(ctx, id); err != nil {
 		h.mu.Lock()
 		h.gone, h.timerAt = false, time.Time{}
@@ -430,10 +437,12 @@ func (c *coordinator) heartbeat(ctx context.Context, h *hostedGroup, req *heartb
 		// A member must not live on because its connection is held open.
 		wait = min(wait, m.session/2)
 		g.hold(m)
-		if wake = h.waiting[m.id]; wake == nil {
-			wake = make(chan struct{})
-			h.waiting[m.id] = wake
+		// One for each member: a newer heartbeat has the older answered.
+		if older := h.waiting[m.id]; older != nil {
+			close(older)
 		}
+		wake = make(chan struct{})
+		h.waiting[m.id] = wake
 	})
 	if !there {
 		return resp, errGroupGone
@@ -471,12 +480,20 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 	defer h.release()
 	var accepted []StoredOffset
 	there := h.do(func(g *group, now time.Time) {
+		if req.MemberID != "" {
+			if _, refusal = g.member(req.MemberID); refusal != nil {
+				return
+			}
+		}
 		for _, o := range offsets {
 			stored := StoredOffset{o.Topic, g.topics[o.Topic].id, o.Partition, o.Offset, o.Metadata}
-			keep, err := g.mayCommit(now, req.MemberID, o.Epoch, stored)
-			switch {
-			case err != nil:
-				refusal = err
+			if req.MemberID == "" {
+				g.seen(now, TopicPartition{o.Topic, o.Partition})
+				accepted = append(accepted, stored) // As it is, whoever sends it.
+				continue
+			}
+			switch keep, owned := g.mayCommit(req.MemberID, o.Epoch, stored); {
+			case !owned:
 				fenced = append(fenced, topicPartition{o.Topic, o.Partition})
 			case keep:
 				accepted = append(accepted, stored)
@@ -486,6 +503,11 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 	if !there {
 		return nil, nil, errGroupGone
 	}
+	if n := len(fenced); n > 0 {
+		last := fenced[n-1]
+		refusal = fmt.Errorf("%w: %d of %d partitions are not the member's in that epoch, the last is %s/%d",
+			ErrFenced, n, len(offsets), shorten(last.Topic), last.Partition)
+	}
 	return fenced, refusal, c.store(ctx, h, accepted)
 }
 
@@ -494,6 +516,8 @@ func (c *coordinator) store(ctx context.Context, h *hostedGroup, offsets []Store
 	if len(offsets) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
 	if err := c.storage.PutOffsets(ctx, h.group.id, offsets); err != nil {
 		return fmt.Errorf("keep offsets of group %s: %w", shorten(h.group.id), err)
 	}

@@ -12,7 +12,6 @@ import (
 
 const (
 	maxGroupMembers  = 1000
-	maxOffsetMeta    = 4096
 	defaultSession   = 30 * time.Second
 	defaultRebalance = 30 * time.Second
 	// gatherTime is how long an empty group waits for others to join with the
@@ -55,10 +54,11 @@ type group struct {
 	slots      map[TopicPartition]*slot
 	baseline   map[string]int32 // partitions that a topic had when it was first subscribed to
 	offsets    map[TopicPartition]StoredOffset
-	gathering  time.Time    // when the first assignment of an empty group is made; zero: none is due
-	computing  *computation // nil unless a member's assignor is at work
-	computeBy  time.Time    // when the group waits for that no longer; zero: it does not
-	assignor   string       // in effect
+	gathering  time.Time                  // when the first assignment of an empty group is made; zero: none is due
+	computing  *computation               // nil unless a member's assignor is at work
+	matched    map[string]map[string]bool // topics by pattern
+	computeBy  time.Time                  // when the group waits for that no longer; zero: it does not
+	assignor   string                     // in effect
 
 	next time.Time // when tick has something to do; zero: never
 
@@ -120,6 +120,7 @@ func newGroup(id string, topics topicTable) *group {
 		slots:     make(map[TopicPartition]*slot),
 		baseline:  make(map[string]int32),
 		offsets:   make(map[TopicPartition]StoredOffset),
+		matched:   make(map[string]map[string]bool),
 		woken:     make(map[string]struct{}),
 	}
 }
@@ -193,16 +194,49 @@ func (g *group) grant(s *slot, m *member) {
 // subscribed tells whether any member wants a topic.
 func (g *group) subscribed(topic string) bool {
 	for _, m := range g.members {
-		if m.wants(topic) {
+		if slices.Contains(m.subscription, topic) || g.matches(m, topic) {
 			return true
 		}
 	}
 	return false
 }
 
-func (m *member) wants(topic string) bool {
-	return slices.Contains(m.subscription, topic) ||
-		slices.ContainsFunc(m.patterns, func(p *regexp.Regexp) bool { return p.MatchString(topic) })
+// matches tells whether a topic matches a pattern of the member's. What was found out
+// once is remembered: names are many, and patterns may be slow.
+func (g *group) matches(m *member, topic string) bool {
+	for _, p := range m.patterns {
+		found := g.matched[p.String()]
+		if found == nil {
+			found = make(map[string]bool)
+			g.matched[p.String()] = found
+		}
+		match, known := found[topic]
+		if !known {
+			match = p.MatchString(topic)
+			found[topic] = match
+		}
+		if match {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetMatches drops what is remembered of patterns and topics that are gone.
+func (g *group) forgetMatches() {
+	used := make(map[string]bool)
+	for _, m := range g.members {
+		for _, p := range m.patterns {
+			used[p.String()] = true
+		}
+	}
+	for pattern, found := range g.matched {
+		if !used[pattern] {
+			delete(g.matched, pattern)
+		} else if len(found) > 2*len(g.topics) {
+			clear(found)
+		}
+	}
 }
 
 // rebalance begins a generation: it finds out which partitions there are, and assigns
@@ -224,6 +258,7 @@ func (g *group) rebalance(now time.Time, joined bool) {
 // resolve finds out the partitions of all topics that members subscribe to.
 func (g *group) resolve(joined bool) {
 	wanted := make(map[string]bool)
+	g.forgetMatches()
 	for _, m := range g.members {
 		g.resolveTopics(m)
 		for _, t := range m.topics {
@@ -268,7 +303,7 @@ func (g *group) resolveTopics(m *member) {
 	}
 	if len(m.patterns) > 0 {
 		for t := range g.topics {
-			if m.wants(t) {
+			if g.matches(m, t) {
 				m.topics = append(m.topics, t)
 			}
 		}

@@ -1,8 +1,10 @@
 package robust
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,6 +19,9 @@ const (
 	maxHeartbeatHold = time.Minute
 	// maxOwned is how many partitions a member may own.
 	maxOwned = 100_000
+	// maxGroupPayload bounds what a request about groups may come to in memory, many
+	// times its size.
+	maxGroupPayload = 4 << 20
 )
 
 // groupCall is a request about groups that has been understood. answer may take its
@@ -26,13 +31,23 @@ type groupCall struct {
 	held   bool // counts as held until it is answered
 }
 
-// prepare decodes a request for f, whose context ends with the connection.
+// prepare keeps a request for f, whose context ends with the connection, to be decoded
+// in its turn: decoded it may be large.
 func prepare[R any](payload []byte, f func(context.Context, *R) (response, error)) (*groupCall, error) {
-	req := new(R)
-	if err := decodePayload(payload, req); err != nil {
-		return nil, err
+	if len(payload) > maxGroupPayload {
+		return nil, fmt.Errorf("%w: payload of %d bytes, a request about groups has at most %d", ErrMessageTooLarge, len(payload), maxGroupPayload)
 	}
-	return &groupCall{answer: func(ctx context.Context, _ <-chan struct{}) (response, error) { return f(ctx, req) }}, nil
+	if len(payload) > 0 && !json.Valid(payload) {
+		return nil, fmt.Errorf("%w: payload is not JSON", ErrMalformed)
+	}
+	kept := bytes.Clone(payload)
+	return &groupCall{answer: func(ctx context.Context, _ <-chan struct{}) (response, error) {
+		req := new(R)
+		if err := decodePayload(kept, req); err != nil {
+			return &plainResponse{}, err
+		}
+		return f(ctx, req)
+	}}, nil
 }
 
 // groupRequest understands a request about groups; nil if it is about something else.
@@ -255,6 +270,9 @@ func (s *service) offsetsOf(req *commitOffsetRequest) ([]offsetToStore, error) {
 		return nil, err
 	}
 	offsets := req.Offsets
+	if len(offsets) > maxOffsets {
+		return nil, fmt.Errorf("%w: %d offsets, want at most %d", ErrInvalidRequest, len(offsets), maxOffsets)
+	}
 	if len(offsets) == 0 {
 		offsets = []offsetToStore{{req.Topic, req.Partition, req.Offset, req.Metadata, req.Epoch}}
 	}

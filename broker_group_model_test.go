@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -758,7 +759,11 @@ func (m *model) serveCommit(p *packet) {
 	tp, id := p.tp, p.from.id
 	m.event(cause{kind: causeCommit, member: id}, func(g *group) {
 		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics[tp.Topic].id, Partition: tp.Partition, Offset: p.offset}
-		keep, err := g.mayCommit(m.now, id, p.epoch, o)
+		_, err := g.member(id)
+		keep, owned := g.mayCommit(id, p.epoch, o)
+		if err == nil && !owned {
+			err = ErrFenced
+		}
 		m.note("commit of %s %v epoch=%d offset=%d arrives: keep=%v, %v", id, tp, p.epoch, p.offset, keep, err)
 		m.checkCommit(p, err)
 		if err == nil && keep {
@@ -775,12 +780,9 @@ func (m *model) commitFreely() {
 	}
 	m.event(cause{kind: causeCommit}, func(g *group) {
 		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics[tp.Topic].id, Partition: tp.Partition, Offset: int64(m.rng.IntN(20))}
-		keep, err := g.mayCommit(m.now, "", 0, o)
-		m.note("commit of nobody %v offset=%d: keep=%v, %v", tp, o.Offset, keep, err)
+		g.seen(m.now, tp)
+		m.note("commit of nobody %v offset=%d", tp, o.Offset)
 		m.heardReader(tp)
-		if err != nil || !keep {
-			m.fail("anonymous commit: %v is refused: %v", tp, err)
-		}
 		o.Metadata = "free"
 		m.storing = &o
 	})
@@ -1353,7 +1355,7 @@ func (m *model) checkTargets() {
 			tp := TopicPartition{name, p}
 			if s := g.slots[tp]; s == nil || s.target == "" {
 				m.fail("target: nobody is to read %v", tp)
-			} else if !g.members[s.target].wants(name) || !slices.Contains(g.members[s.target].topics, name) {
+			} else if !g.members[s.target].wantsByModel(name) || !slices.Contains(g.members[s.target].topics, name) {
 				m.fail("target: %s is to read %v and does not subscribe to it", s.target, tp)
 			}
 		}
@@ -1761,4 +1763,10 @@ func (m *model) checkMemberRest(s *modelMember, b *member) {
 	if s.incremental() && !slices.Equal(resp.Missing, s.missing) {
 		m.fail("missing: %s was told %v, it is %v", s.id, s.missing, resp.Missing)
 	}
+}
+
+// wantsByModel tells whether a member subscribes to a topic, without the group's help.
+func (m *member) wantsByModel(topic string) bool {
+	return slices.Contains(m.subscription, topic) ||
+		slices.ContainsFunc(m.patterns, func(p *regexp.Regexp) bool { return p.MatchString(topic) })
 }

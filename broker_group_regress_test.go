@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -416,11 +417,12 @@ func TestGroupMemoryIsBounded(t *testing.T) {
 	require.Len(t, g.members, 2)
 	require.Len(t, g.instances, 1)
 	require.Len(t, g.fenced, maxFenced)
-	_, err := g.member("s0")
+	_, err := g.member(fmt.Sprint("s", 3*maxFenced-2))
 	require.ErrorIs(t, err, ErrFenced)
 	g.tick(now.Add(fencedTime))
+	require.Len(t, g.fenced, maxFenced, "as long as the session timeout of those who may come back")
+	g.tick(now.Add(maxGroupTimeout))
 	require.Empty(t, g.fenced)
-	require.Len(t, g.members, 2)
 }
 
 // What is remembered of fetches, which are the signs of life of those who send no
@@ -442,5 +444,44 @@ func TestGroupSignsOfLifeAreBounded(t *testing.T) {
 		require.Equal(t, 2, heard())
 		after(silentTimeout + 2*sweepInterval)
 		require.Zero(t, heard())
+	})
+}
+
+// A commit of very many partitions is refused before it is looked at, and costs an honest
+// group nothing.
+func TestGroupCommitIsBounded(t *testing.T) {
+	b := faultBroker(t, 1)
+	var text strings.Builder
+	text.WriteString(`{"request_id":"1","request_type":9,"payload":{"group_id":"g","member_id":"x","offsets":[{}`)
+	for range 3 << 20 {
+		text.WriteString(`,{}`)
+	}
+	text.WriteString("]}}\n")
+	p := dialPeer(t, b)
+	p.send(text.String())
+	require.Equal(t, errorCode("MESSAGE_TOO_LARGE"), p.mustAnswer("1").errCode)
+	p.send(`{"request_id":"2","request_type":9,"payload":{"group_id":"g","offsets":[{}` + strings.Repeat(",{}", maxOffsets) + "]}}\n")
+	require.Equal(t, errorCode("INVALID_REQUEST"), p.mustAnswer("2").errCode)
+	p.requireServed()
+}
+
+// Of one member one heartbeat is held: a newer one has the older answered.
+func TestGroupHoldsOneHeartbeat(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		joinRaw(t, b, "a", "")
+		after(gatherTime)
+		syncRaw(t, b, "a", 1)
+		p := dialPeer(t, b)
+		began := time.Now()
+		for i := range 3 {
+			p.send(fmt.Sprintf(`{"request_id":"%d","request_type":16,"payload":{"group_id":"g","member_id":"a","max_wait_ms":10000}}`+"\n", i))
+			synctest.Wait()
+		}
+		p.mustAnswer("0")
+		p.mustAnswer("1")
+		require.Equal(t, began, time.Now())
+		p.mustAnswer("2")
+		require.Equal(t, 10*time.Second, time.Since(began))
 	})
 }

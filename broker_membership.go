@@ -111,10 +111,17 @@ func (g *group) replace(now time.Time, before, m *member) (same bool) {
 	}
 	m.joined, m.topics = before.joined, before.topics
 	delete(g.members, before.id)
-	if len(g.fenced) < maxFenced {
-		g.fenced[before.id] = now.Add(fencedTime)
-		g.due(g.fenced[before.id])
+	if len(g.fenced) >= maxFenced {
+		oldest := before.id
+		for id, until := range g.fenced {
+			if o, ok := g.fenced[oldest]; !ok || until.Before(o) {
+				oldest = id
+			}
+		}
+		delete(g.fenced, oldest)
 	}
+	g.fenced[before.id] = now.Add(max(fencedTime, before.session))
+	g.due(g.fenced[before.id])
 	g.wake(before.id)
 	return slices.Equal(m.subscription, before.subscription) && m.assignor == before.assignor
 }
@@ -252,12 +259,17 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 	return resp
 }
 
-// tellOffsets says of every grant how far the group has come.
+// tellOffsets says of every grant how far the group has come, and with which metadata
+// as long as that is not much: FetchOffset has the rest.
 func (g *group) tellOffsets(resp *syncGroupResponse) {
+	room := 64 << 10
 	for i := range resp.Grants {
 		grant := &resp.Grants[i]
 		if o, ok := g.offsets[TopicPartition{grant.Topic, grant.Partition}]; ok {
-			grant.Offset, grant.Metadata = o.Offset, o.Metadata
+			grant.Offset = o.Offset
+			if room -= len(o.Metadata); room >= 0 {
+				grant.Metadata = o.Metadata
+			}
 		}
 	}
 }
@@ -294,23 +306,16 @@ func (g *group) seen(now time.Time, tp TopicPartition) {
 	}
 }
 
-// mayCommit tells whether a commit is accepted, and worth keeping: what an owner commits
-// never goes back. Commits that name no member are taken as they are.
-func (g *group) mayCommit(now time.Time, id string, epoch int64, o StoredOffset) (keep bool, err error) {
+// mayCommit tells whether a member's commit is accepted, and worth keeping: what an
+// owner commits never goes back.
+func (g *group) mayCommit(id string, epoch int64, o StoredOffset) (keep, owned bool) {
 	tp := TopicPartition{o.Topic, o.Partition}
-	if id == "" {
-		g.seen(now, tp)
-		return true, nil
-	}
-	if _, err := g.member(id); err != nil {
-		return false, err
-	}
 	s := g.slots[tp]
 	if s == nil || s.owner != id || s.epoch != epoch {
-		return false, fmt.Errorf("%w: %s does not read %s/%d in epoch %d", ErrFenced, shorten(id), o.Topic, o.Partition, epoch)
+		return false, false
 	}
 	before, ok := g.offsets[tp]
-	return !ok || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, nil
+	return !ok || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, true
 }
 
 // committed takes over what was kept, unless the topic is another by now.
@@ -322,18 +327,42 @@ func (g *group) committed(o StoredOffset) {
 
 // topicsChanged takes over the broker's topics as they are now.
 func (g *group) topicsChanged(now time.Time, topics topicTable) {
+	g.topicsDiffer(now, topics, g.topics.differences(topics))
+}
+
+// differences returns the names of topics that are not the same in both tables.
+func (t topicTable) differences(o topicTable) map[string]bool {
+	differ := make(map[string]bool)
+	for name, was := range t {
+		if o[name] != was {
+			differ[name] = true
+		}
+	}
+	for name := range o {
+		if _, ok := t[name]; !ok {
+			differ[name] = true
+		}
+	}
+	return differ
+}
+
+// topicsDiffer is topicsChanged for who knows which topics may be others than before.
+func (g *group) topicsDiffer(now time.Time, topics topicTable, differ map[string]bool) {
 	old := g.topics
 	g.topics = topics
-	for tp := range g.offsets {
-		if topics[tp.Topic].id != g.offsets[tp].TopicID {
+	for tp, o := range g.offsets {
+		if differ[tp.Topic] && topics[tp.Topic].id != o.TopicID {
 			delete(g.offsets, tp)
 		}
 	}
 	touched := false
-	for name, was := range old {
-		is := topics[name]
-		if is.id == was.id {
-			touched = touched || is != was && g.subscribed(name)
+	for name := range differ {
+		was, is := old[name], topics[name]
+		if is == was {
+			continue
+		}
+		touched = g.subscribed(name) || touched
+		if was.id == "" || is.id == was.id {
 			continue
 		}
 		// Deleted, and perhaps made anew: nobody can read it any more, nor give
@@ -349,14 +378,11 @@ func (g *group) topicsChanged(now time.Time, topics topicTable) {
 			}
 		}
 	}
-	for name := range topics {
-		if _, ok := old[name]; !ok {
-			touched = touched || g.subscribed(name)
-		}
-	}
 	for _, m := range g.members {
-		if slices.ContainsFunc(m.subscription, func(t string) bool { return (old[t] == topicShape{}) != (topics[t] == topicShape{}) }) {
-			g.wake(m.id) // It was told what is missing.
+		for _, t := range m.subscription {
+			if differ[t] && (old[t].id == "") != (topics[t].id == "") {
+				g.wake(m.id) // It was told what is missing.
+			}
 		}
 	}
 	if touched {

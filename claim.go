@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"iter"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,6 +28,20 @@ type holding struct {
 
 	revoked time.Time // when it was to be given up; zero: it is not; guarded by Session.mu
 	begun   bool      // a goroutine serves it; likewise
+	end     highWater // of its present claim's consumer
+}
+
+// highWater is the consumer that knows the high-water mark of a holding.
+type highWater struct {
+	consumer atomic.Pointer[PartitionConsumer]
+}
+
+// Load returns the high-water mark, -1 before it is known.
+func (w *highWater) Load() int64 {
+	if c := w.consumer.Load(); c != nil {
+		return c.HighWaterMark()
+	}
+	return offsetNone
 }
 
 // Topic returns the claim's topic.

@@ -414,6 +414,8 @@ func TestProtocolDocLimits(t *testing.T) {
 		"pattern, at":               maxPatternBytes,
 		"pattern with":              maxPatternSteps,
 		"partitions in":             maxOwned,
+		"offsets in":                maxOffsets,
+		"payload of a request":      maxGroupPayload,
 		"metadata of":               maxOffsetMeta,
 		"longest session":           int(maxGroupTimeout / time.Hour),
 		"session timeout":           int(defaultSession / time.Second),

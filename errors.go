@@ -208,14 +208,14 @@ func (e *GroupError) Error() string {
 func (e *GroupError) Unwrap() error { return e.Err }
 
 // CommitError is a commit that the broker has refused for some partitions, because
-// they have gone to other members. The others are committed.
+// they have gone to other members, or their topic was deleted. The others are committed.
 type CommitError struct {
 	Group  string
 	Fenced []TopicPartition
 }
 
 func (e *CommitError) Error() string {
-	return fmt.Sprintf("robust: commit of group %s: other members have %v by now", e.Group, e.Fenced)
+	return fmt.Sprintf("robust: commit of group %s: %v are not the member's any more", e.Group, e.Fenced)
 }
 
 // Unwrap returns [ErrFenced].

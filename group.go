@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // ConsumerGroup is a member of a consumer group: the members of a group share the
@@ -40,8 +41,8 @@ func (c *Client) ConsumerGroup(groupID string, opts ...GroupOption) (*ConsumerGr
 	if err != nil {
 		return nil, err
 	}
-	if groupID == "" || len(groupID) > maxNameBytes {
-		return nil, fmt.Errorf("%w: group ID %q: want 1 to %d bytes", ErrInvalidRequest, shorten(groupID), maxNameBytes)
+	if groupID == "" || len(groupID) > maxNameBytes || !utf8.ValidString(groupID) {
+		return nil, fmt.Errorf("%w: group ID %q: want 1 to %d bytes of UTF-8", ErrInvalidRequest, shorten(groupID), maxNameBytes)
 	}
 	g := &ConsumerGroup{client: c, cfg: cfg, id: groupID, notices: newNotices(c.noticeDropped)}
 	g.ctx, g.cancel = context.WithCancelCause(context.Background())
@@ -59,7 +60,8 @@ func (c *Client) ConsumerGroup(groupID string, opts ...GroupOption) (*ConsumerGr
 //   - [ErrClosed] after Close,
 //   - the error of h that ended it, a [*PanicError] for a panic,
 //   - [ErrFenced] when another member has the same instance ID ([WithInstanceID]),
-//   - the broker's refusal if it does not have it join,
+//   - the broker's refusal if it does not have it join; one that may pass, such as a
+//     group that is full, is reported and tried again until ctx ends,
 //   - what failed at the end, if marks could not be committed.
 //
 // It returns after all calls of h have returned. A name in topics that begins with ^ is

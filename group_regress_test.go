@@ -3,6 +3,8 @@ package robust
 import (
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -307,7 +309,7 @@ func TestGroupSingleCommitsAfterRefusal(t *testing.T) {
 		require.Equal(t, map[string]int{"a": 3}, r.shares())
 		s := a.group.session
 		require.ErrorIs(t, s.Commit(), ErrInvalidRequest)
-		require.Equal(t, offsetNone, committed(b, 2))
+		require.Equal(t, int64(1), committed(b, 2), "the others do not wait for one")
 		for range 2 {
 			require.Equal(t, &CommitError{Group: "g", Fenced: []TopicPartition{{faultTopic, 0}}}, s.Commit())
 			require.Equal(t, int64(1), committed(b, 1))
@@ -401,5 +403,52 @@ func TestGroupLateSyncAnswer(t *testing.T) {
 			require.Equal(t, []int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, r.handled[TopicPartition{faultTopic, p}.String()])
 		}
 		require.NoError(t, a.stop())
+	})
+}
+
+// What cannot be committed does not keep back what can: metadata that is too long is
+// cut, a mark beyond the end of the partition does nothing, and both are reported.
+func TestGroupAbsurdMarks(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		fill(t, b, 3)
+		r := newRig(t)
+		a := r.consumeWith(b.Dial, "a", nil, WithAutoCommit(0))
+		after(time.Second)
+		s := a.group.session
+		s.MarkMessage(&Message{Topic: faultTopic, Partition: 0, Offset: 2}, strings.Repeat("x", 5000))
+		require.ErrorIs(t, <-a.group.Errors(), ErrInvalidRequest)
+		for _, offset := range []int64{4, math.MaxInt64, math.MinInt64, -1} {
+			s.MarkOffset(faultTopic, 1, offset, "")
+		}
+		s.MarkMessage(nil, "")
+		s.MarkMessage(&Message{Topic: faultTopic, Partition: 1, Offset: math.MaxInt64}, "")
+		require.ErrorIs(t, <-a.group.Errors(), ErrOffsetOutOfRange)
+		require.NoError(t, s.Commit())
+		require.Equal(t, int64(3), committed(b, 0))
+		require.Equal(t, int64(3), committed(b, 1))
+		require.NoError(t, a.stop())
+		require.ErrorIs(t, s.Commit(), ErrClosed)
+	})
+}
+
+// An assignor of the application's that does not return keeps neither the group nor
+// Consume.
+func TestGroupAssignorThatHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		r := newRig(t)
+		release := make(chan struct{})
+		defer close(release)
+		assignor := NewAssignor("mine", func(*AssignmentInput) (map[TopicPartition]string, error) {
+			<-release
+			return nil, nil
+		})
+		a := r.consumeWith(b.Dial, "a", nil, WithAssignor(assignor))
+		after(computeTimeout + time.Second)
+		require.Equal(t, map[string]int{"a": 2}, r.shares())
+		began := time.Now()
+		require.NoError(t, a.stop())
+		require.Equal(t, began, time.Now())
 	})
 }

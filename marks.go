@@ -102,6 +102,9 @@ func (m *marks) message(offset int64, metadata string) {
 	m.moveLocked(next, metadata)
 }
 
+// belowNext marks everything up to offset, that of the last message.
+func (m *marks) belowNext(offset int64, metadata string) { m.below(offset+1, metadata) }
+
 // below marks everything below offset.
 func (m *marks) below(offset int64, metadata string) {
 	m.mu.Lock()

@@ -439,7 +439,8 @@ func (s *Session) compute(req *computeRequest) {
 	if busy {
 		return // It is asked for again, or its time runs out.
 	}
-	s.running.Go(func() {
+	// Not counted in running: a function that does not return must not keep the session.
+	go func() {
 		target := &computedTarget{Generation: req.Generation}
 		assigned, err := s.assign(req)
 		if err != nil {
@@ -457,7 +458,7 @@ func (s *Session) compute(req *computeRequest) {
 		s.computed, s.assigning = target, false
 		s.mu.Unlock()
 		signal(s.work)
-	})
+	}()
 }
 
 // assign calls the assignor.

@@ -257,11 +257,16 @@ func (*resetOffsetsRequest) kind() requestType  { return requestResetOffsets }
 const (
 	// maxGroupTopics is how many topics and patterns a member subscribes to.
 	maxGroupTopics = 1000
-	// maxPatterns, maxPatternBytes and maxPatternSteps bound what patterns may
-	// cost. Steps are what a pattern comes to when its repetitions are written out.
+	// maxPatterns, maxPatternBytes and maxPatternSteps bound what a member's patterns
+	// may cost. Steps are what they come to, together, when their repetitions are
+	// written out.
 	maxPatterns     = 20
 	maxPatternBytes = 1000
-	maxPatternSteps = 2000
+	maxPatternSteps = 500
+	// maxOffsets is how many offsets one commit has.
+	maxOffsets = 20_000
+	// maxOffsetMeta is how many bytes of metadata come with an offset.
+	maxOffsetMeta = 4096
 	// maxGroupTimeout is the longest session or rebalance timeout.
 	maxGroupTimeout = 24 * time.Hour
 )
@@ -301,6 +306,7 @@ func patternSteps(re *syntax.Regexp) int {
 // compilePatterns compiles those of topics that are patterns.
 func compilePatterns(topics []string) ([]*regexp.Regexp, error) {
 	var patterns []*regexp.Regexp
+	steps := 0
 	for _, t := range topics {
 		if !isPattern(t) {
 			continue
@@ -309,7 +315,10 @@ func compilePatterns(topics []string) ([]*regexp.Regexp, error) {
 			return nil, fmt.Errorf("%w: pattern %q of %d bytes: want at most %d", ErrInvalidRequest, shorten(t), len(t), maxPatternBytes)
 		}
 		parsed, err := syntax.Parse(t, syntax.Perl)
-		if err == nil && patternSteps(parsed) > maxPatternSteps {
+		if err == nil {
+			steps += patternSteps(parsed)
+		}
+		if err == nil && steps > maxPatternSteps {
 			err = errors.New("too large when its repetitions are written out")
 		}
 		var p *regexp.Regexp

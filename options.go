@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Option configures a [Client]. Options of producers and consumers are Options
@@ -244,11 +245,11 @@ func (c *config) validate() error {
 		wait("WithPollInterval", c.pollInterval, 1),
 		{"WithMessageBuffer", c.messageBuffer > 0 && c.messageBuffer <= 1<<20, c.messageBuffer, "1 to 1048576"},
 		{"WithOutOfRange", c.outOfRange <= OutOfRangeFail, c.outOfRange, "OutOfRangeOldest, OutOfRangeNewest or OutOfRangeFail"},
-		wait("WithAutoCommit", c.autoCommit, 0),
+		{"WithAutoCommit", c.autoCommit == 0 || c.autoCommit >= time.Millisecond && c.autoCommit <= maxDuration, c.autoCommit, "0, or 1ms to 8784h"},
 		{"WithSessionTimeout", c.sessionTimeout >= 10*time.Millisecond && c.sessionTimeout <= maxGroupTimeout, c.sessionTimeout, "10ms to 24h"},
 		{"WithHeartbeatInterval", c.heartbeat >= 0 && c.heartbeat < c.sessionTimeout, c.heartbeat, "less than WithSessionTimeout"},
 		{"WithRebalanceTimeout", c.rebalanceTimeout >= 10*time.Millisecond && c.rebalanceTimeout <= maxGroupTimeout, c.rebalanceTimeout, "10ms to 24h"},
-		{"WithInstanceID", len(c.instanceID) <= maxNameBytes, c.instanceID, "at most 249 bytes"},
+		{"WithInstanceID", len(c.instanceID) <= maxNameBytes && utf8.ValidString(c.instanceID), c.instanceID, "at most 249 bytes of UTF-8"},
 		{"WithAssignor", len(c.assignor.name) <= maxNameBytes && (c.assignor.assign == nil || c.assignor.name != "" && !builtIn(c.assignor.name)), strconv.Quote(c.assignor.name), "a name of at most 249 bytes that no other assignor has"},
 		{"WithAssignor", c.assignor.assign != nil || c.assignor.name == "" || builtIn(c.assignor.name), strconv.Quote(c.assignor.name), "a function"},
 	}...))
@@ -437,7 +438,8 @@ func WithOutOfRange(p OutOfRangePolicy) ConsumerOption {
 
 // WithAutoCommit sets how often a group commits what is marked (default 1s). It also
 // commits when a claim is revoked and when the session ends. 0 leaves all of it to
-// [Session.Commit].
+// [Session.Commit], but for where a partition is begun at its newest message or a time:
+// that is committed before its first message is handled.
 func WithAutoCommit(every time.Duration) GroupOption {
 	return groupOption(func(c *config) { c.autoCommit = every })
 }

@@ -102,6 +102,7 @@ func (s *Session) consume(h *holding) {
 	}
 	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, s.notice)}
 	c.consumer.taken = h.marks.take
+	h.end.consumer.Store(c.consumer)
 	c.consumer.start()
 	stop := context.AfterFunc(h.ctx, c.end)
 	err := guard(func() error { return s.handler.ConsumeClaim(s, c) })

@@ -8,6 +8,7 @@ import (
 	"math"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,18 +145,38 @@ func (s *Session) Claims() map[string][]int32 {
 // unless [WithContiguousMarks] is set. What is marked is committed by [WithAutoCommit]
 // or [Session.Commit], with metadata. Marks move forward only; one for a partition that
 // is not the member's any more does nothing.
+//
+// Metadata has at most 4096 bytes; what is longer is cut. A mark beyond the high-water
+// mark does nothing, as does one of no message. Both are reported.
 func (s *Session) MarkMessage(m *Message, metadata string) {
-	if h := s.holding(TopicPartition{m.Topic, m.Partition}); h != nil {
-		h.marks.message(m.Offset, metadata)
+	if m == nil {
+		s.report(fmt.Errorf("%w: MarkMessage: the message is nil", ErrInvalidRequest))
+		return
 	}
+	s.mark(TopicPartition{m.Topic, m.Partition}, m.Offset, metadata, (*marks).message)
 }
 
 // MarkOffset marks all messages of a partition below offset as handled: offset is the
 // next one to be read. Otherwise it is like MarkMessage.
 func (s *Session) MarkOffset(topic string, partition int32, offset int64, metadata string) {
-	if h := s.holding(TopicPartition{topic, partition}); h != nil {
-		h.marks.below(offset, metadata)
+	s.mark(TopicPartition{topic, partition}, offset-1, metadata, (*marks).belowNext)
+}
+
+// mark marks the message of offset, or everything up to it.
+func (s *Session) mark(tp TopicPartition, offset int64, metadata string, mark func(m *marks, offset int64, metadata string)) {
+	h := s.holding(tp)
+	if h == nil {
+		return
 	}
+	if end := h.end.Load(); end >= 0 && offset >= end || offset == math.MaxInt64 {
+		s.report(h.failed(fmt.Errorf("%w: mark of offset %d, the high-water mark is %d", ErrOffsetOutOfRange, offset, end)))
+		return
+	}
+	if len(metadata) > maxOffsetMeta {
+		s.report(h.failed(fmt.Errorf("%w: metadata of %d bytes is cut to %d", ErrInvalidRequest, len(metadata), maxOffsetMeta)))
+		metadata = metadata[:maxOffsetMeta]
+	}
+	mark(h.marks, offset, strings.ToValidUTF8(metadata, ""))
 }
 
 func (s *Session) holding(tp TopicPartition) *holding {
@@ -173,6 +194,9 @@ func (s *Session) Commit() error { return s.commit(nil) }
 
 // commit commits what is marked, of one holding or of all.
 func (s *Session) commit(only *holding) error {
+	if s.io.Err() != nil {
+		return context.Cause(s.io)
+	}
 	ctx, cancel := context.WithTimeout(s.io, s.cfg.rebalanceTimeout)
 	defer cancel()
 	// One at a time: a commit that overtakes another would take the offset back.
@@ -208,6 +232,10 @@ func (s *Session) commit(only *holding) error {
 	return err
 }
 
+// commitAtOnce is how many partitions one request commits; with the longest metadata
+// they fit what a broker takes.
+const commitAtOnce = 500
+
 // pendingMark is a mark that is being committed.
 type pendingMark struct {
 	marks  *marks
@@ -220,6 +248,12 @@ type pendingMark struct {
 func (s *Session) sendCommit(ctx context.Context, pending []pendingMark, refused *CommitError) error {
 	if !s.by.supportsGroups() {
 		return s.sendCommits(ctx, pending, refused)
+	}
+	if len(pending) > commitAtOnce {
+		if err := s.sendCommit(ctx, pending[:commitAtOnce], refused); err != nil {
+			return err
+		}
+		return s.sendCommit(ctx, pending[commitAtOnce:], refused)
 	}
 	req := &commitOffsetRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 	for _, p := range pending {
@@ -244,6 +278,7 @@ func (s *Session) sendCommit(ctx context.Context, pending []pendingMark, refused
 
 // sendCommits commits one partition after the other, for brokers that know no better.
 func (s *Session) sendCommits(ctx context.Context, pending []pendingMark, refused *CommitError) error {
+	var failed error
 	for _, p := range pending {
 		o := p.offset
 		req := &commitOffsetRequest{GroupID: s.group, Topic: o.Topic, Partition: o.Partition, Offset: o.Offset, Metadata: o.Metadata}
@@ -252,13 +287,15 @@ func (s *Session) sendCommits(ctx context.Context, pending []pendingMark, refuse
 		case errors.Is(err, ErrFenced), errors.Is(err, ErrTopicNotFound), errors.Is(err, ErrPartitionNotFound):
 			p.marks.forget()
 			refused.Fenced = append(refused.Fenced, TopicPartition{o.Topic, o.Partition})
-		case err != nil:
+		case err != nil && ctx.Err() != nil:
 			return err
+		case err != nil:
+			failed = err // The others can do better.
 		default:
 			p.marks.committed(p.token)
 		}
 	}
-	return nil
+	return failed
 }
 
 // holdings returns what the member holds, in order.
