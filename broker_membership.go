@@ -330,6 +330,23 @@ func (g *group) topicsChanged(now time.Time, topics topicTable) {
 	g.topicsDiffer(now, topics, g.topics.differences(topics))
 }
 
+// dropTopic forgets a topic that was deleted, and perhaps made anew: nobody can read it
+// any more, nor give it up. It tells whether there was anything to forget.
+func (g *group) dropTopic(name string) (dropped bool) {
+	delete(g.baseline, name)
+	for tp, s := range g.slots {
+		if tp.Topic != name {
+			continue
+		}
+		if s.owner != "" {
+			g.wake(s.owner)
+		}
+		delete(g.slots, tp)
+		dropped = true
+	}
+	return dropped
+}
+
 // differences returns the names of topics that are not the same in both tables.
 func (t topicTable) differences(o topicTable) map[string]bool {
 	differ := make(map[string]bool)
@@ -362,20 +379,8 @@ func (g *group) topicsDiffer(now time.Time, topics topicTable, differ map[string
 			continue
 		}
 		touched = g.subscribed(name) || touched
-		if was.id == "" || is.id == was.id {
-			continue
-		}
-		// Deleted, and perhaps made anew: nobody can read it any more, nor give
-		// it up.
-		delete(g.baseline, name)
-		for tp, s := range g.slots {
-			if tp.Topic == name {
-				if s.owner != "" {
-					g.wake(s.owner)
-				}
-				delete(g.slots, tp)
-				touched = true
-			}
+		if was.id != "" && is.id != was.id {
+			touched = g.dropTopic(name) || touched
 		}
 	}
 	for _, m := range g.members {
