@@ -83,7 +83,7 @@ type conn struct {
 	inflight  map[uint64]*call // by sequence; nil once closed
 	abandoned int              // how many of inflight nobody waits for
 	ping      *call            // the one under way, nil if none
-	doubt     time.Duration    // when a call was last given up since which nothing had come, since born
+	doubt     time.Duration    // when a call was last given up on which nothing hinted at an answer, since born
 	timer     *time.Timer      // runs check
 	timerAt   time.Time
 	cause     error // why done was closed
@@ -135,8 +135,9 @@ func (c *conn) load() int {
 	return len(c.inflight)
 }
 
-// doubtful tells that a call was not answered in time, and that nothing has come since
-// it was sent: the connection may be dead without anybody having said so.
+// doubtful tells that a call was not answered in time, and that nothing has come in the
+// second half of that time, nor since: the connection may be dead without anybody having
+// said so.
 func (c *conn) doubtful() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -424,7 +425,7 @@ func (c *conn) check() {
 		switch {
 		case k.abandoned:
 		case !k.deadline.After(now):
-			if last.Before(k.sent) {
+			if now.Sub(last) > k.deadline.Sub(k.sent)/2 {
 				c.doubt = now.Sub(c.born)
 			}
 			k.abandoned = true

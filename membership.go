@@ -193,11 +193,14 @@ func (s *Session) heartbeats() {
 	failures, urgent := 0, 0
 	for s.io.Err() == nil {
 		s.lookAgain()
-		sent := time.Now()
+		sent, next := time.Now(), every
 		req := &heartbeatRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 		r := route{repeatable: true, by: s.by, held: true}
 		if s.by.supportsGroups() {
 			req.MaxWaitMs, r.hold = hold.Milliseconds(), hold
+			if hold >= every/4 {
+				next = hold // One is always held, so that changes are heard of at once.
+			}
 		}
 		var resp heartbeatResponse
 		err := s.client.round(s.io, r, limit, req, &resp)
@@ -227,7 +230,7 @@ func (s *Session) heartbeats() {
 			continue
 		}
 		// A broker that has held the heartbeat has used the time up.
-		pause(s.io, nil, time.Until(sent.Add(every))-every/10)
+		pause(s.io, nil, time.Until(sent.Add(next))-next/10)
 	}
 }
 
