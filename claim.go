@@ -31,6 +31,11 @@ type holding struct {
 	end     highWater // of its present claim's consumer
 }
 
+// failed says where something went wrong.
+func (h *holding) failed(err error) *ConsumerError {
+	return &ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: err}
+}
+
 // highWater is the consumer that knows the high-water mark of a holding.
 type highWater struct {
 	consumer atomic.Pointer[PartitionConsumer]

@@ -128,11 +128,6 @@ func (s *Session) consume(h *holding) {
 	}
 }
 
-// failed says where something went wrong.
-func (h *holding) failed(err error) *ConsumerError {
-	return &ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: err}
-}
-
 // errEarlyReturn is a notice: a handler that returns does not end a claim.
 var errEarlyReturn = errors.New("robust: ConsumeClaim returned before its claim ended, and is called again")
 
