@@ -3,6 +3,7 @@ FUZZTIME ?= 10s
 BENCH    ?= .
 COUNT    ?= 1
 DURATION ?= 10m
+KILLS    ?= 100
 SEED     ?=
 MODULE   := github.com/aminofox/robust-go-sdk
 
@@ -19,7 +20,7 @@ GOLANGCI := GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint examples fuzz bench torture-groups api
+.PHONY: help check test fmt fmt-check vet lint examples fuzz bench bench-log torture-groups torture-kill torture-history api
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,9 +68,21 @@ fuzz: ## run each fuzz target for FUZZTIME
 bench: ## run the benchmarks of BENCH, COUNT times
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) .
 
+# Each benchmark makes its own comparison, round by round, so runs need not be compared
+# with each other. They write some gigabytes below TMPDIR, which must be on the disk that
+# is to be measured.
+bench-log: ## measure the log on disk beside bare files, COUNT times
+	$(GO) test -run '^$$' -bench '^BenchmarkLog' -benchtime 1s -count $(COUNT) -timeout 0 .
+
 # The test bounds itself: it panics with all stacks when it is stuck.
 torture-groups: ## torture consumer groups for DURATION, planned by SEED
 	ROBUST_TORTURE=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestTortureGroups$$' .
+
+torture-kill: ## kill a broker over a directory KILLS times, planned by SEED
+	ROBUST_KILLS=$(KILLS) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestTortureKill$$' .
+
+torture-history: ## compare what brokers answer, killed and cut off, with a log, for DURATION
+	ROBUST_HISTORY=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestHistory$$' .
 
 api: ## record the exported API in testdata/api.txt
 	$(GO) test -run '^TestAPI$$' -update-api .

@@ -22,6 +22,9 @@ type TopicMetadata struct {
 	Partitions []PartitionMetadata // in order of ID
 	// Config is what the topic was given; nil from brokers that do not tell.
 	Config map[string]string
+	// ID is the topic's own: a topic that is made anew under the same Name has another,
+	// and offsets of the one mean nothing in the other. "" from brokers that do not tell.
+	ID string
 }
 
 // PartitionMetadata describes a partition.
@@ -84,7 +87,7 @@ func (a *AdminClient) GetMetadata(ctx context.Context, topics []string) ([]Topic
 	err := a.client.ask(ctx, route{repeatable: true}, &metadataRequest{Topics: topics}, &resp)
 	described := make([]TopicMetadata, 0, len(resp.Topics))
 	for _, t := range resp.Topics {
-		d := TopicMetadata{Name: t.Name, Config: t.Config}
+		d := TopicMetadata{Name: t.Name, Config: t.Config, ID: t.TopicID}
 		for _, p := range t.Partitions {
 			d.Partitions = append(d.Partitions, PartitionMetadata(p))
 		}

@@ -117,7 +117,7 @@ func (p *SyncProducer) way(ctx context.Context, line *pipeline, tp TopicPartitio
 	if !ok {
 		w.limit = min(w.limit, brokerPatience)
 		c, _ = p.client.pool.get(ctx, addr, false, true, w) // Without one, each send finds out why.
-		if c != nil && c.form == ProtocolV0 {
+		if c != nil && (c.form == ProtocolV0 || !c.supports(p.needs())) {
 			p.client.pool.put(c)
 			c = nil
 		}

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -19,7 +20,7 @@ import (
 //	25  head crc           uint32  CRC-32C of the bytes before it
 //	29  crc                uint32  CRC-32C of all that follows it
 //	33  attributes         uint16  bits 0-2 compression; 3-5 reserved; the rest 0
-//	35  count              int32   records in the batch; 0 is legal in a compacted log
+//	35  count              int32   records in the batch; 0 stands for records that are gone; the rest may then be zeros
 //	39  last offset delta  int32   count-1 until a log is compacted
 //	43  first time         int64   of the first record, Unix milliseconds
 //	51  max time           int64   of all records
@@ -145,11 +146,31 @@ func appendBatch(dst []byte, messages ...*Message) batch {
 		latest = max(latest, m.Timestamp)
 		dst = appendRecord(dst, int64(i), m.Timestamp-first, m)
 	}
-	b := batch(dst[start:])
+	batch(dst[start:]).setHeader(int32(len(messages)), int32(len(messages)-1), first, latest)
+	return dst
+}
+
+// emptyBatch returns a batch of size bytes that stands for count offsets whose records are
+// gone. Its times and epoch are those of the batch before it, nil if there is none.
+func emptyBatch(base, count int64, size int, before batch) batch {
+	b := make(batch, size)
+	var epoch int32
+	var appended, latest int64
+	if before != nil {
+		epoch, appended, latest = before.epoch(), before.appendTime(), before.maxTime()
+	}
+	b.setHeader(0, int32(count-1), latest, latest)
+	b.stamp(base, epoch, appended)
+	return b
+}
+
+// setHeader writes the fields of a batch that has its bytes behind the header, for a base
+// offset of 0 and without producer.
+func (b batch) setHeader(count, lastDelta int32, first, latest int64) {
 	binary.BigEndian.PutUint32(b[batchLengthAt:], uint32(len(b)-batchLengthEnd))
 	b[batchMagicAt] = batchMagic
-	binary.BigEndian.PutUint32(b[batchCountAt:], uint32(len(messages)))
-	binary.BigEndian.PutUint32(b[batchLastDeltaAt:], uint32(len(messages)-1))
+	binary.BigEndian.PutUint32(b[batchCountAt:], uint32(count))
+	binary.BigEndian.PutUint32(b[batchLastDeltaAt:], uint32(lastDelta))
 	binary.BigEndian.PutUint64(b[batchFirstTimeAt:], uint64(first))
 	binary.BigEndian.PutUint64(b[batchMaxTimeAt:], uint64(latest))
 	none := int64(-1)
@@ -158,7 +179,6 @@ func appendBatch(dst []byte, messages ...*Message) batch {
 	binary.BigEndian.PutUint32(b[batchSequenceAt:], uint32(none))
 	binary.BigEndian.PutUint32(b[batchCRCAt:], crc32.Checksum(b[batchAttributesAt:], castagnoli))
 	b.stamp(0, 0, 0)
-	return dst
 }
 
 func appendRecord(dst []byte, offsetDelta, timeDelta int64, m *Message) []byte {
@@ -236,7 +256,7 @@ func (b batch) records() recordReader {
 // behind the last one, and an error on records that are not as the header says.
 func (r *recordReader) next(m *Message) (bool, error) {
 	if r.left == 0 {
-		if len(r.rest) > 0 {
+		if len(r.rest) > 0 && (r.b.count() > 0 || bytes.Trim(r.rest, "\x00") != nil) {
 			return false, fmt.Errorf("%w: %d bytes behind the last record of a batch", ErrMalformed, len(r.rest))
 		}
 		return false, nil

@@ -7,8 +7,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"github.com/google/uuid"
 )
 
 // retentionInterval is how often a broker looks for messages past their retention.
@@ -48,24 +46,29 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	if cfg.nodeID == "" {
-		cfg.nodeID = uuid.NewString()
-	}
 	b := &Broker{
 		cfg: cfg, storage: cfg.storage, warn: newWarner(cfg.logger),
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*brokerConn]struct{}),
 	}
-	if b.storage == nil {
-		b.storage, b.ownsStore = NewMemoryStorage(), true
+	if err := b.openStorage(); err != nil {
+		return nil, err
+	}
+	id, err := b.storage.Identity(context.Background())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("robust: open storage: %w", err), b.closeStorage())
+	}
+	if b.cfg.nodeID == "" {
+		b.cfg.nodeID = id.NodeID
 	}
 	groups := newCoordinator(b.storage, b.warn)
 	b.service = &service{
-		cfg: &b.cfg, clusterID: uuid.NewString(), warn: b.warn,
+		cfg: &b.cfg, clusterID: id.ClusterID, warn: b.warn,
 		topics: newTopicSet(&b.cfg, b.storage, groups.setTopics), groups: groups,
 		drained: make(chan struct{}), nodes: make(map[string]string),
 	}
-	err := b.service.topics.load(context.Background())
+	groups.log = b.service.topics.log
+	err = b.service.topics.load(context.Background())
 	if err == nil {
 		err = groups.load(context.Background())
 	}
@@ -76,6 +79,24 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 	b.running.Go(b.expireLoop)
 	b.running.Go(groups.run)
 	return b, nil
+}
+
+// openStorage opens the storage that the options name.
+func (b *Broker) openStorage() error {
+	switch {
+	case b.storage != nil:
+		return nil
+	case b.cfg.dataDir == "":
+		b.storage = NewMemoryStorage()
+	default:
+		d, err := openDataDir(osFiles{}, b.cfg.dataDir, b.cfg.sync, b.warn)
+		if err != nil {
+			return err
+		}
+		b.storage = d
+	}
+	b.ownsStore = true
+	return nil
 }
 
 // Listen serves on a TCP address, host:port, in the background; port 0 takes a free

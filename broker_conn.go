@@ -324,19 +324,28 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	}
 	f.release()
 	form, id := req.form, req.id
+	named := q.TopicID != ""
+	q.TopicID = f.TopicID // It stays with this topic, whoever asked.
 	c.held.Go(func() {
 		c.service.await(c.ctx, q, c.done)
-		c.answerHeld(q, form, id)
+		c.answerHeld(q, named, form, id)
 		c.unhold()
 	})
 	return nil
 }
 
-// answerHeld answers a fetch that was held.
-func (c *brokerConn) answerHeld(q *fetchRequest, form Protocol, id string) {
+// answerHeld answers a fetch that was held. named tells that the peer has named the
+// topic's ID.
+func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id string) {
 	c.sendHeld(nil, func() []byte {
 		f, _, err := c.service.fetch(c.ctx, q, false)
 		defer f.release()
+		if !named && err == nil {
+			// Of a topic made anew meanwhile there are no messages in f. The peer must
+			// not take its ID for that of the topic whose offset it has: it is told
+			// that nothing has come, and with the next fetch of the change.
+			f.TopicID = q.TopicID
+		}
 		return c.encode(nil, form, id, &f.fetchResponse, err)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ type coordinator struct {
 	storage GroupStorage
 	warn    *warner
 	topics  atomic.Pointer[topicTable]
+	// log returns the log of a partition and the ID of its topic; nil if it is not there.
+	log     func(TopicPartition) (PartitionLog, string)
 	running sync.WaitGroup // timers that are at work
 
 	ctx    context.Context //nolint:containedctx // ends with the broker
@@ -84,6 +87,9 @@ func (c *coordinator) load(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("robust: open group %q: %w", k.ID, err)
 		}
+		if err := c.cutOffsets(ctx, g); err != nil {
+			return fmt.Errorf("robust: open group %q: %w", k.ID, err)
+		}
 		h := c.host(g)
 		for _, m := range g.members {
 			if m.silent {
@@ -91,6 +97,35 @@ func (c *coordinator) load(ctx context.Context) error {
 			}
 		}
 		h.do(func(*group, time.Time) {})
+	}
+	return nil
+}
+
+// cutOffsets takes back what a group has committed behind the end of a log: the log has
+// lost its tail. It loses nothing while it is open, so now is the time to look: later
+// other messages stand there, which nobody has handled.
+func (c *coordinator) cutOffsets(ctx context.Context, g *group) error {
+	var cut []StoredOffset
+	for tp, o := range g.offsets {
+		l, _ := c.log(tp)
+		if l == nil {
+			continue
+		}
+		if _, end := l.Bounds(); o.Offset > end {
+			c.warn.warn("consumer group has committed more than there is, its offset is taken back", g.id,
+				"group", g.id, "topic", tp.Topic, "partition", tp.Partition, "from", o.Offset, "to", end)
+			o.Offset = end
+			cut = append(cut, o)
+		}
+	}
+	if len(cut) == 0 {
+		return nil
+	}
+	if err := c.storage.PutOffsets(ctx, g.id, cut); err != nil {
+		return err
+	}
+	for _, o := range cut {
+		g.committed(o)
 	}
 	return nil
 }
@@ -478,6 +513,12 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 		return nil, nil, err
 	}
 	defer h.release()
+	// Nothing else is committed meanwhile, so no commit that is stored can be above
+	// what these logs hold now unless they have lost it.
+	logs, err := c.committable(ctx, offsets)
+	if err != nil {
+		return nil, nil, err
+	}
 	var accepted []StoredOffset
 	there := h.do(func(g *group, now time.Time) {
 		if req.MemberID != "" {
@@ -485,15 +526,20 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 				return
 			}
 		}
-		for _, o := range offsets {
+		for i, o := range offsets {
 			stored := StoredOffset{o.Topic, g.topics[o.Topic].id, o.Partition, o.Offset, o.Metadata}
-			if req.MemberID == "" {
+			end := int64(math.MaxInt64)
+			if l := logs[i]; l.topicID == stored.TopicID {
+				stored.Offset, end = min(o.Offset, l.common), l.end
+			}
+			other := o.TopicID != "" && o.TopicID != stored.TopicID
+			if req.MemberID == "" && !other {
 				g.seen(now, TopicPartition{o.Topic, o.Partition})
-				accepted = append(accepted, stored) // As it is, whoever sends it.
+				accepted = append(accepted, stored) // Whoever sends it.
 				continue
 			}
-			switch keep, owned := g.mayCommit(req.MemberID, o.Epoch, stored); {
-			case !owned:
+			switch keep, owned := g.mayCommit(req.MemberID, o.Epoch, stored, end); {
+			case !owned || other:
 				fenced = append(fenced, topicPartition{o.Topic, o.Partition})
 			case keep:
 				accepted = append(accepted, stored)
@@ -505,10 +551,41 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 	}
 	if n := len(fenced); n > 0 {
 		last := fenced[n-1]
-		refusal = fmt.Errorf("%w: %d of %d partitions are not the member's in that epoch, the last is %s/%d",
+		refusal = fmt.Errorf("%w: %d of %d partitions are not the member's in that epoch, or not of that topic ID, the last is %s/%d",
 			ErrFenced, n, len(offsets), shorten(last.Topic), last.Partition)
 	}
 	return fenced, refusal, c.store(ctx, h, accepted)
+}
+
+// committable is what a commit for a partition is held to.
+type committable struct {
+	topicID string // "": the partition is not there
+	end     int64  // the log's high-water mark
+	common  int64  // up to where the log is the one that the reader has read
+}
+
+// committable looks up the logs of a commit.
+func (c *coordinator) committable(ctx context.Context, offsets []offsetToStore) ([]committable, error) {
+	logs := make([]committable, len(offsets))
+	for i, o := range offsets {
+		l, topicID := c.log(TopicPartition{o.Topic, o.Partition})
+		if l == nil {
+			continue
+		}
+		_, end := l.Bounds()
+		logs[i] = committable{topicID: topicID, end: end, common: math.MaxInt64}
+		if o.LastEpoch <= 0 {
+			continue
+		}
+		common, err := l.EpochEnd(ctx, o.LastEpoch)
+		switch {
+		case err == nil:
+			logs[i].common = common
+		case !errors.Is(err, ErrClosed): // Else the topic is being deleted, of which the group will hear.
+			return nil, fmt.Errorf("commit of %s/%d: %w", shorten(o.Topic), o.Partition, err)
+		}
+	}
+	return logs, nil
 }
 
 // store keeps offsets; the caller has the token.

@@ -232,6 +232,10 @@ func (s *service) syncGroup(ctx context.Context, req *syncGroupRequest) (respons
 			return err
 		}
 		h.do(func(g *group, _ time.Time) { g.tellOffsets(resp) })
+		for i := range resp.Grants {
+			grant := &resp.Grants[i]
+			grant.Offset = s.within(TopicPartition{grant.Topic, grant.Partition}, grant.Offset)
+		}
 		return nil
 	})
 	if err != nil {
@@ -239,6 +243,16 @@ func (s *service) syncGroup(ctx context.Context, req *syncGroupRequest) (respons
 		resp = &syncGroupResponse{Assignment: map[string][]int32{}}
 	}
 	return resp, err
+}
+
+// within returns a committed offset, or the high-water mark if it is above that: from
+// beyond it a reader would be sent back to the start of the log.
+func (s *service) within(tp TopicPartition, offset int64) int64 {
+	if l, _ := s.topics.log(tp); l != nil {
+		_, end := l.Bounds()
+		return min(offset, end)
+	}
+	return offset
 }
 
 // memberOf is with for the requests of members: a group that is not there does not
@@ -274,7 +288,7 @@ func (s *service) offsetsOf(req *commitOffsetRequest) ([]offsetToStore, error) {
 		return nil, fmt.Errorf("%w: %d offsets, want at most %d", ErrInvalidRequest, len(offsets), maxOffsets)
 	}
 	if len(offsets) == 0 {
-		offsets = []offsetToStore{{req.Topic, req.Partition, req.Offset, req.Metadata, req.Epoch}}
+		offsets = []offsetToStore{{req.Topic, req.Partition, req.Offset, req.Metadata, req.Epoch, req.TopicID, req.LastEpoch}}
 	}
 	for _, o := range offsets {
 		switch {
@@ -346,6 +360,7 @@ func (s *service) fetchOffset(ctx context.Context, req *fetchOffsetRequest, v0 b
 	if errors.Is(err, ErrGroupNotFound) {
 		err = nil // It has committed nothing.
 	}
+	resp.Offset = s.within(TopicPartition{req.Topic, req.Partition}, resp.Offset)
 	return resp, err
 }
 

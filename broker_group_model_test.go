@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -760,7 +761,7 @@ func (m *model) serveCommit(p *packet) {
 	m.event(cause{kind: causeCommit, member: id}, func(g *group) {
 		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics[tp.Topic].id, Partition: tp.Partition, Offset: p.offset}
 		_, err := g.member(id)
-		keep, owned := g.mayCommit(id, p.epoch, o)
+		keep, owned := g.mayCommit(id, p.epoch, o, math.MaxInt64)
 		if err == nil && !owned {
 			err = ErrFenced
 		}

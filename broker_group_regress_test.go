@@ -136,6 +136,7 @@ func TestGroupGrantFollowsCommit(t *testing.T) {
 			close(reached)
 			<-goOn
 		}}))
+		store(t, b, 60)
 		joinRaw(t, b, "a", "")
 		after(gatherTime)
 		epochs, _ := syncRaw(t, b, "a", 1)

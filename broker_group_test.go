@@ -45,7 +45,8 @@ func commitRaw(t testing.TB, b *Broker, id string, partition int32, offset, epoc
 func TestGroupGrantsAreFenced(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		b := faultBroker(t, 2)
-		store(t, b, 10)
+		storeIn(t, b, 0, 10)
+		storeIn(t, b, 1, 10)
 		joinRaw(t, b, "a", "")
 		after(gatherTime)
 		first, _ := syncRaw(t, b, "a", 1)

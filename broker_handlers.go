@@ -23,7 +23,7 @@ const (
 
 // features are what this broker announces.
 func features() []string {
-	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups}
+	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups, featureAcks}
 }
 
 // service answers the requests of every connection.
@@ -100,7 +100,11 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 // or refused.
 func (s *service) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
 	resp := &produceResponse{Topic: req.Topic, Partition: req.Partition, Offset: offsetNone, Timestamp: req.Timestamp}
-	if err := checkMessageID(req.ID); err != nil {
+	acks, err := parseAcks(req.Acks)
+	if err == nil {
+		err = checkMessageID(req.ID)
+	}
+	if err != nil {
 		done(resp, err)
 		return
 	}
@@ -136,9 +140,9 @@ func (s *service) produce(ctx context.Context, req *produceRequest, done func(*p
 		done(resp, fmt.Errorf("%w: %d bytes when it is fetched, a frame has %d", ErrMessageTooLarge, size*4/3, s.cfg.maxFrameBytes))
 		return
 	}
-	p.log.Append(appendBatch(nil, &m), func(r AppendResult) {
+	p.log.Append(appendBatch(nil, &m), acks, func(r AppendResult) {
 		if r.Err == nil {
-			resp.Offset = r.BaseOffset
+			resp.Offset, resp.Acks = r.BaseOffset, r.Acks.wire()
 		}
 		done(resp, r.Err)
 	})
@@ -217,11 +221,16 @@ func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fet
 	if err != nil {
 		return f, true, err
 	}
+	if f.TopicID = t.stored.ID; req.TopicID != "" && req.TopicID != f.TopicID {
+		// Made anew: the offset means nothing here, which the ID says.
+		f.LogStartOffset, f.HighWaterMark = p.log.Bounds()
+		return f, true, nil
+	}
 	offset := req.Offset
 	if v0 && offset < 0 {
 		offset, _ = p.log.Bounds()
 	}
-	err = p.collect(ctx, f, offset)
+	err = p.answer(ctx, f, offset, req.LastEpoch)
 	f.LogStartOffset, f.HighWaterMark = p.log.Bounds()
 	if errors.Is(err, ErrClosed) {
 		// The topic was deleted meanwhile, or the broker is closing.
@@ -229,8 +238,47 @@ func (s *service) fetch(ctx context.Context, req *fetchRequest, v0 bool) (f *fet
 			err = gone
 		}
 	}
-	enough = err != nil || f.full() || len(f.Messages) > 0 && f.size >= f.minBytes
+	enough = err != nil || f.DivergedAt != nil || f.full() || len(f.Messages) > 0 && f.size >= f.minBytes
 	return f, enough, err
+}
+
+// answer adds the messages from offset on to f, unless the log is another there than
+// the one of the reader, who has read a message of lastEpoch last.
+func (p *partition) answer(ctx context.Context, f *fetchedMessages, offset int64, lastEpoch int32) error {
+	if lastEpoch > 0 {
+		end, err := p.log.EpochEnd(ctx, lastEpoch)
+		if err != nil {
+			return err
+		}
+		if offset > end {
+			f.DivergedAt = &end
+			return nil
+		}
+	}
+	err := p.collect(ctx, f, offset)
+	if err == nil && len(f.Messages) == 0 && lastEpoch <= 0 {
+		// Who waits here without having read anything is to notice it all the same
+		// when the log loses what is before.
+		f.Epoch = p.epochBefore(ctx, offset)
+	}
+	return err
+}
+
+// epochBefore returns the epoch of the message before offset, 0 if there is none.
+func (p *partition) epochBefore(ctx context.Context, offset int64) int32 {
+	if start, _ := p.log.Bounds(); offset <= start {
+		return 0
+	}
+	read, err := p.log.Read(ctx, offset-1, 1)
+	if err != nil {
+		return 0 // Whoever reads it is told.
+	}
+	defer read.Release()
+	b, _, err := parseBatch(read.Batches)
+	if err != nil {
+		return 0 // As above.
+	}
+	return b.epoch()
 }
 
 // collect adds the messages from offset on to f.
@@ -280,6 +328,7 @@ func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (mor
 		if !f.add(m) {
 			return false, nil
 		}
+		f.Epoch = b.epoch()
 	}
 }
 
@@ -294,7 +343,8 @@ func messageID(topic string, partition int32, offset int64) string {
 }
 
 // await waits until a fetch has enough to be answered with, its time is over, stop is
-// closed, or there is something wrong, which fetch will find out.
+// closed, or there is something wrong, which fetch will find out. The request names the
+// topic by its ID.
 func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan struct{}) {
 	timeout := time.NewTimer(time.Duration(min(req.MaxWaitMs, maxFetchHold.Milliseconds())) * time.Millisecond)
 	defer timeout.Stop()
@@ -307,7 +357,7 @@ func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan stru
 			return
 		}
 		p, err := t.partition(req.Partition)
-		if err != nil {
+		if err != nil || t.stored.ID != req.TopicID {
 			return
 		}
 		changed := p.changed()
@@ -402,7 +452,7 @@ func (s *service) topicMetadata(ctx context.Context, req *metadataRequest) (resp
 		default:
 			continue
 		}
-		described := topicMetadata{Name: name, Config: maps.Clone(t.stored.Config)}
+		described := topicMetadata{Name: name, Config: maps.Clone(t.stored.Config), TopicID: t.stored.ID}
 		for _, p := range t.partitions {
 			described.Partitions = append(described.Partitions, partitionMetadata{
 				ID: p.id, Leader: s.cfg.nodeID, Replicas: []string{s.cfg.nodeID},

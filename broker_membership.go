@@ -236,7 +236,7 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 		}
 		grant := partitionGrant{
 			Topic: tp.Topic, Partition: tp.Partition, Epoch: s.epoch, Offset: offsetNone,
-			Appeared: tp.Partition >= g.baseline[tp.Topic],
+			Appeared: tp.Partition >= g.baseline[tp.Topic], TopicID: g.topics[tp.Topic].id,
 		}
 		resp.Grants = append(resp.Grants, grant)
 	}
@@ -307,15 +307,16 @@ func (g *group) seen(now time.Time, tp TopicPartition) {
 }
 
 // mayCommit tells whether a member's commit is accepted, and worth keeping: what an
-// owner commits never goes back.
-func (g *group) mayCommit(id string, epoch int64, o StoredOffset) (keep, owned bool) {
+// owner commits never goes back, except to below end, the high-water mark, from above
+// it: nothing is there that could have been handled.
+func (g *group) mayCommit(id string, epoch int64, o StoredOffset, end int64) (keep, owned bool) {
 	tp := TopicPartition{o.Topic, o.Partition}
 	s := g.slots[tp]
 	if s == nil || s.owner != id || s.epoch != epoch {
 		return false, false
 	}
 	before, ok := g.offsets[tp]
-	return !ok || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, true
+	return !ok || before.Offset > end || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, true
 }
 
 // committed takes over what was kept, unless the topic is another by now.

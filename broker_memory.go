@@ -8,6 +8,8 @@ import (
 	"sort"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // NewMemoryStorage returns a [Storage] that keeps everything in memory. Given to one
@@ -16,10 +18,13 @@ func NewMemoryStorage() Storage {
 	return &memoryStorage{
 		topics: make(map[string]StoredTopic), logs: make(map[memoryKey]*memoryLog),
 		groups: make(map[string]*memoryGroup),
+		id:     BrokerIdentity{ClusterID: uuid.NewString(), NodeID: uuid.NewString()},
 	}
 }
 
 type memoryStorage struct {
+	id BrokerIdentity // immutable
+
 	mu     sync.Mutex // guards the following
 	topics map[string]StoredTopic
 	logs   map[memoryKey]*memoryLog
@@ -37,6 +42,8 @@ type memoryKey struct {
 	id        string
 	partition int32
 }
+
+func (s *memoryStorage) Identity(context.Context) (BrokerIdentity, error) { return s.id, nil }
 
 func (s *memoryStorage) Topics(context.Context) ([]StoredTopic, error) {
 	s.mu.Lock()
@@ -140,10 +147,17 @@ type memoryLog struct {
 	advanced func()
 	closed   bool
 	epoch    int32 // raised whenever the log is opened
+	epochs   []epochStart
 	segments []*memorySegment
 	bytes    int64 // of all segments
 	start    int64 // oldest offset that may be read
 	end      int64 // high-water mark
+}
+
+// epochStart is where the records of an epoch begin.
+type epochStart struct {
+	epoch  int32
+	offset int64
 }
 
 // memorySegment is a run of batches. buf has its final capacity from the start.
@@ -169,7 +183,11 @@ func (l *memoryLog) open(c LogConfig, advanced func()) {
 	l.epoch++
 }
 
-func (l *memoryLog) Append(batches []byte, done func(AppendResult)) {
+func (l *memoryLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
+	if acks != AcksStored {
+		done(AppendResult{Err: fmt.Errorf("%w: acks %q: messages are kept in memory", ErrUnsupported, acks)})
+		return
+	}
 	result, advanced := l.append(batches)
 	done(result)
 	if advanced != nil {
@@ -196,6 +214,9 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 		rest = r
 	}
 	base := l.end
+	if n := len(l.epochs); next > base && (n == 0 || l.epochs[n-1].epoch < l.epoch) {
+		l.epochs = append(l.epochs, epochStart{l.epoch, base})
+	}
 	for rest := batches; len(rest) > 0; {
 		b := cutBatch(rest)
 		l.storeLocked(b, now)
@@ -282,6 +303,20 @@ func (l *memoryLog) Bounds() (start, end int64) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.start, l.end
+}
+
+func (l *memoryLog) EpochEnd(_ context.Context, epoch int32) (int64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.closed {
+		return 0, ErrClosed
+	}
+	for _, e := range l.epochs {
+		if e.epoch > epoch {
+			return e.offset, nil
+		}
+	}
+	return l.end, nil
 }
 
 func (l *memoryLog) OffsetAt(_ context.Context, timestamp int64) (int64, error) {

@@ -18,6 +18,8 @@ const (
 	defaultSegment    = 1 << 30
 	defaultMaxMessage = 1 << 20
 	defaultRetention  = 168 * time.Hour
+
+	defaultSyncInterval = time.Second
 )
 
 func defaultBrokerConfig() brokerConfig {
@@ -25,6 +27,7 @@ func defaultBrokerConfig() brokerConfig {
 		sharedConfig:   defaultSharedConfig(),
 		retentionAge:   defaultRetention,
 		maxConnections: 10_000,
+		sync:           SyncInterval(defaultSyncInterval),
 	}
 }
 
@@ -37,6 +40,8 @@ func (c *brokerConfig) validate() error {
 		{"WithRetention", c.retentionAge >= 0, c.retentionAge, "0 or more"},
 		{"WithRetention", c.retentionBytes >= 0, c.retentionBytes, "0 or more"},
 		{"WithConnectionLimit", c.maxConnections > 0, c.maxConnections, "more than 0"},
+		{"WithSync", c.sync == SyncNever || c.sync == SyncAlways || c.sync > 0, c.sync, "SyncAlways, SyncNever, or SyncInterval of more than 0"},
+		{"WithDataDir", c.dataDir == "" || c.storage == nil, c.dataDir, "no WithStorage beside it"},
 	}...)
 	for _, t := range c.topics {
 		rows = append(rows,
@@ -73,6 +78,21 @@ func WithRetention(age time.Duration, bytes int64) BrokerOption {
 // another can be opened on it.
 func WithStorage(s Storage) BrokerOption {
 	return brokerOption(func(c *brokerConfig) { c.storage = s })
+}
+
+// WithDataDir has the broker keep topics, messages and consumer groups in a directory,
+// which it makes (default "": in memory, gone with the broker). Only one broker at a
+// time works in a directory; another fails with [ErrDataDirInUse]. [CheckDataDir] and
+// [RepairDataDir] are for directories that have suffered.
+func WithDataDir(dir string) BrokerOption {
+	return brokerOption(func(c *brokerConfig) { c.dataDir = dir })
+}
+
+// WithSync sets when what the broker writes to its data directory is forced to stable
+// storage (default [SyncInterval] of a second). A producer can ask for more with
+// [WithAcks].
+func WithSync(p SyncPolicy) BrokerOption {
+	return brokerOption(func(c *brokerConfig) { c.sync = p })
 }
 
 // WithNodeID sets the ID under which the broker stands in metadata (default a new

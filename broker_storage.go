@@ -2,6 +2,7 @@ package robust
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -24,6 +25,8 @@ type Storage interface {
 	// The log calls advanced after its high-water mark has risen, from any
 	// goroutine; advanced does not block.
 	OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error)
+	// Identity returns who the broker is that keeps its data here, the same each time.
+	Identity(ctx context.Context) (BrokerIdentity, error)
 	// Close ends every log that is still open.
 	Close() error
 	GroupStorage
@@ -41,6 +44,12 @@ type GroupStorage interface {
 	PutOffsets(ctx context.Context, id string, offsets []StoredOffset) error
 	// DeleteGroup removes a group's state and offsets.
 	DeleteGroup(ctx context.Context, id string) error
+}
+
+// BrokerIdentity is what a broker is known by.
+type BrokerIdentity struct {
+	ClusterID string
+	NodeID    string // unless [WithNodeID] says another
 }
 
 // StoredGroup is what is kept of a consumer group. A group that has only committed
@@ -75,17 +84,66 @@ type LogConfig struct {
 	RetentionBytes int64         // 0: no limit
 }
 
+// SyncPolicy says when a broker forces what it has written to stable storage. Whatever
+// it says, a message that was acknowledged outlives the broker's process, also when
+// that is killed. The policies differ in what a power failure, or a crash of the
+// operating system, takes away: always the newest messages of a partition, never some
+// from between others.
+type SyncPolicy time.Duration
+
+const (
+	// SyncAlways syncs before a message is acknowledged, and before it can be read. Nothing
+	// that was acknowledged is lost. Messages that come while others are being synced
+	// share the next sync.
+	SyncAlways SyncPolicy = -1
+	// SyncNever syncs when a segment is full and when the broker is closed; apart from that
+	// the operating system decides. All that it has not decided to write can be lost,
+	// on Linux mostly some 30 seconds.
+	SyncNever SyncPolicy = -2
+)
+
+// SyncInterval syncs what has been written every d, in the background. A power failure
+// loses what was written in the last d, and in the time that the sync itself takes.
+func SyncInterval(d time.Duration) SyncPolicy { return SyncPolicy(max(d, 0)) }
+
+// String returns the policy as it is written in Go.
+func (p SyncPolicy) String() string {
+	switch p {
+	case SyncAlways:
+		return "SyncAlways"
+	case SyncNever:
+		return "SyncNever"
+	default:
+		return fmt.Sprintf("SyncInterval(%v)", time.Duration(p))
+	}
+}
+
 // PartitionLog is the log of one partition.
 type PartitionLog interface {
+	LogReader
 	// Append stores whole record batches, in one piece: it gives them their
-	// offsets, stamps them in place, and calls done when they are stored or
-	// refused, before it returns or later, from any goroutine. Appends are
+	// offsets, stamps them in place, and calls done when they are stored as acks
+	// asks, or refused, before it returns or later, from any goroutine. Appends are
 	// stored in the order of their calls. batches is the log's until done is
-	// called; done must not block.
-	Append(batches []byte, done func(AppendResult))
-	// Read returns whole batches, the first of which holds offset or what
-	// follows it, up to about maxBytes but at least one; nothing at the
-	// high-water mark. It fails with [ErrOffsetOutOfRange] outside the log.
+	// called; done must not block. A log that cannot give what acks asks for
+	// refuses with [ErrUnsupported], one whose storage fails with [ErrStorage].
+	Append(batches []byte, acks Acks, done func(AppendResult))
+	// DeleteBefore makes offset the oldest retained one, if it is higher.
+	DeleteBefore(ctx context.Context, offset int64) error
+	// Configure changes the log's configuration.
+	Configure(c LogConfig)
+	// Expire removes what is past its retention. The broker calls it every 10 s.
+	Expire(now time.Time) error
+	// Close ends the log; appends fail with [ErrClosed] from then on.
+	Close() error
+}
+
+// LogReader is the part of a [PartitionLog] that reads.
+type LogReader interface {
+	// Read returns whole batches, unharmed, the first of which holds offset, up to
+	// about maxBytes but at least one; nothing at the high-water mark. It fails with
+	// [ErrOffsetOutOfRange] outside the log, and with a [CorruptError] where the
+	// batch that holds offset is damaged.
 	Read(ctx context.Context, offset int64, maxBytes int) (LogRead, error)
 	// Bounds returns the offset of the oldest retained record and the
 	// high-water mark.
@@ -93,20 +151,17 @@ type PartitionLog interface {
 	// OffsetAt returns the offset of the first record whose time (Unix
 	// milliseconds) is timestamp or later, or the high-water mark.
 	OffsetAt(ctx context.Context, timestamp int64) (int64, error)
-	// DeleteBefore makes offset the oldest retained one, if it is higher.
-	DeleteBefore(ctx context.Context, offset int64) error
-	// Configure changes the log's configuration.
-	Configure(c LogConfig)
-	// Expire removes what is past its retention.
-	Expire(now time.Time) error
-	// Close ends the log; appends fail with [ErrClosed] from then on.
-	Close() error
+	// EpochEnd returns the offset behind the last record of the given epoch or of an
+	// earlier one: where somebody who has read records of that epoch parts from this
+	// log, if he has read further.
+	EpochEnd(ctx context.Context, epoch int32) (int64, error)
 }
 
 // AppendResult is what became of an append.
 type AppendResult struct {
 	BaseOffset int64 // of the first record
 	AppendTime int64 // Unix milliseconds
+	Acks       Acks  // how well it is stored
 	Err        error
 }
 

@@ -2,6 +2,7 @@ package robust
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -13,6 +14,11 @@ import (
 // storages are what the contract is tested on.
 var storages = map[string]func(testing.TB) Storage{
 	"memory": func(testing.TB) Storage { return NewMemoryStorage() },
+	"disk": func(t testing.TB) Storage {
+		d, err := openDataDir(osFiles{}, t.TempDir(), SyncInterval(defaultSyncInterval), newWarner(slog.New(slog.DiscardHandler)))
+		require.NoError(t, err)
+		return d
+	},
 }
 
 // eachStorage runs a test on every storage.
@@ -26,7 +32,7 @@ func eachStorage(t *testing.T, f func(t *testing.T, s Storage)) {
 	}
 }
 
-func openLog(t testing.TB, s Storage, c LogConfig, advanced func()) PartitionLog {
+func openTestLog(t testing.TB, s Storage, c LogConfig, advanced func()) PartitionLog {
 	t.Helper()
 	if c.SegmentBytes == 0 {
 		c.SegmentBytes = defaultSegment
@@ -34,7 +40,9 @@ func openLog(t testing.TB, s Storage, c LogConfig, advanced func()) PartitionLog
 	if advanced == nil {
 		advanced = func() {}
 	}
-	l, err := s.OpenPartition(t.Context(), StoredTopic{Name: "demo", ID: "1", Partitions: 1}, 0, c, advanced)
+	topic := StoredTopic{Name: "demo", ID: "1", Partitions: 1}
+	require.NoError(t, s.PutTopic(t.Context(), topic))
+	l, err := s.OpenPartition(t.Context(), topic, 0, c, advanced)
 	require.NoError(t, err)
 	return l
 }
@@ -57,7 +65,7 @@ func appendValues(t testing.TB, l PartitionLog, count int, timestamps ...int64) 
 func appendRaw(t testing.TB, l PartitionLog, batches []byte) AppendResult {
 	t.Helper()
 	done := make(chan AppendResult, 1)
-	l.Append(batches, func(r AppendResult) { done <- r })
+	l.Append(batches, AcksStored, func(r AppendResult) { done <- r })
 	r := <-done
 	require.NoError(t, r.Err)
 	return r
@@ -102,7 +110,7 @@ func readLog(t testing.TB, l PartitionLog, offset int64, maxBytes int) int64 {
 func TestStorageAppendAndRead(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
 		advances := 0
-		l := openLog(t, s, LogConfig{}, func() { advances++ })
+		l := openTestLog(t, s, LogConfig{}, func() { advances++ })
 		start, end := l.Bounds()
 		require.Equal(t, []int64{0, 0}, []int64{start, end})
 		rng := rand.New(rand.NewPCG(1, 2))
@@ -121,7 +129,7 @@ func TestStorageAppendAndRead(t *testing.T) {
 
 func TestStorageStampsBatches(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{}, nil)
+		l := openTestLog(t, s, LogConfig{}, nil)
 		appendValues(t, l, 3)
 		// Two batches in one append.
 		two := appendBatch(nil, &Message{Value: []byte("3")}, &Message{Value: []byte("4")})
@@ -145,12 +153,12 @@ func TestStorageStampsBatches(t *testing.T) {
 // A bad batch among good ones stores nothing.
 func TestStorageRefusesBadBatches(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{}, nil)
+		l := openTestLog(t, s, LogConfig{}, nil)
 		good := appendBatch(nil, &Message{Value: []byte("0")})
 		bad := appendBatch(nil, &Message{Value: []byte("1")})
 		bad[len(bad)-1] ^= 1
 		for _, batches := range [][]byte{bad, append(append([]byte(nil), good...), bad...), good[:20], append(append([]byte(nil), good...), 0)} {
-			l.Append(batches, func(r AppendResult) { require.ErrorIs(t, r.Err, ErrMalformed) })
+			l.Append(batches, AcksStored, func(r AppendResult) { require.ErrorIs(t, r.Err, ErrMalformed) })
 		}
 		_, end := l.Bounds()
 		require.Zero(t, end)
@@ -159,7 +167,7 @@ func TestStorageRefusesBadBatches(t *testing.T) {
 
 func TestStorageOutOfRange(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{}, nil)
+		l := openTestLog(t, s, LogConfig{}, nil)
 		appendValues(t, l, 10)
 		require.NoError(t, l.DeleteBefore(t.Context(), 4))
 		for _, offset := range []int64{-1, 0, 3, 11} {
@@ -180,7 +188,7 @@ func TestStorageOutOfRange(t *testing.T) {
 
 func TestStorageOffsetAt(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{}, nil)
+		l := openTestLog(t, s, LogConfig{}, nil)
 		var times []int64
 		rng := rand.New(rand.NewPCG(3, 4))
 		for range 3000 {
@@ -214,7 +222,7 @@ func TestStorageOffsetAt(t *testing.T) {
 
 func TestStorageRetention(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{SegmentBytes: 4 << 10, RetentionBytes: 64 << 10, RetentionAge: time.Hour}, nil)
+		l := openTestLog(t, s, LogConfig{SegmentBytes: 4 << 10, RetentionBytes: 64 << 10, RetentionAge: time.Hour}, nil)
 		for range 5000 {
 			appendValues(t, l, 1)
 		}
@@ -252,7 +260,7 @@ func TestStorageRetention(t *testing.T) {
 // retention does meanwhile.
 func TestStorageConcurrently(t *testing.T) {
 	eachStorage(t, func(t *testing.T, s Storage) {
-		l := openLog(t, s, LogConfig{SegmentBytes: 16 << 10, RetentionBytes: 200 << 10}, nil)
+		l := openTestLog(t, s, LogConfig{SegmentBytes: 16 << 10, RetentionBytes: 200 << 10}, nil)
 		const total = 5000
 		var group sync.WaitGroup
 		group.Go(func() {
@@ -298,12 +306,12 @@ func TestStorageKeepsTopics(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []StoredTopic{want}, topics)
 
-		l := openLog(t, s, LogConfig{}, nil)
+		l := openTestLog(t, s, LogConfig{}, nil)
 		appendValues(t, l, 5)
 		require.NoError(t, l.Close())
-		l.Append(appendBatch(nil, &Message{}), func(r AppendResult) { require.ErrorIs(t, r.Err, ErrClosed) })
+		l.Append(appendBatch(nil, &Message{}), AcksStored, func(r AppendResult) { require.ErrorIs(t, r.Err, ErrClosed) })
 
-		l = openLog(t, s, LogConfig{}, nil)
+		l = openTestLog(t, s, LogConfig{}, nil)
 		require.Equal(t, int64(5), readLog(t, l, 0, 1<<20), "an opened log has what the closed one had")
 		appendValues(t, l, 1)
 		r, err := l.Read(ctx, 5, 1)
@@ -316,7 +324,7 @@ func TestStorageKeepsTopics(t *testing.T) {
 		topics, err = s.Topics(ctx)
 		require.NoError(t, err)
 		require.Empty(t, topics)
-		l = openLog(t, s, LogConfig{}, nil)
+		l = openTestLog(t, s, LogConfig{}, nil)
 		_, end := l.Bounds()
 		require.Zero(t, end, "a topic made anew is empty")
 		require.NoError(t, l.Close())

@@ -268,6 +268,19 @@ func (t *topic) partition(id int32) (*partition, error) {
 	return t.partitions[id], nil
 }
 
+// log returns the log of a partition and the ID of its topic; nil if it is not there.
+func (s *topicSet) log(tp TopicPartition) (l PartitionLog, topicID string) {
+	t, err := s.get(tp.Topic)
+	if err != nil {
+		return nil, ""
+	}
+	p, err := t.partition(tp.Partition)
+	if err != nil {
+		return nil, ""
+	}
+	return p.log, t.stored.ID
+}
+
 // tell says which topics there are. It is called by whoever changes them, alone.
 func (s *topicSet) tell() {
 	s.mu.RLock()

@@ -19,21 +19,32 @@ type Claim struct {
 // holding is a partition that the broker has granted to the member. Claims come and go
 // with the calls of ConsumeClaim; a holding has one at a time.
 type holding struct {
-	of     TopicPartition
-	epoch  int64
-	marks  *marks
-	start  start           // where the first claim begins
-	ctx    context.Context //nolint:containedctx // Claim.Context
-	cancel context.CancelCauseFunc
+	of    TopicPartition
+	epoch int64
+	// topicID is the topic that it is of, "" from brokers that do not tell.
+	topicID string
+	marks   *marks
+	start   start           // where the first claim begins
+	ctx     context.Context //nolint:containedctx // Claim.Context
+	cancel  context.CancelCauseFunc
 
 	revoked time.Time // when it was to be given up; zero: it is not; guarded by Session.mu
 	begun   bool      // a goroutine serves it; likewise
+	anew    bool      // that its topic was made anew is reported; likewise
 	end     highWater // of its present claim's consumer
 }
 
 // failed says where something went wrong.
 func (h *holding) failed(err error) *ConsumerError {
 	return &ConsumerError{Topic: h.of.Topic, Partition: h.of.Partition, Offset: h.marks.position(), Err: err}
+}
+
+// readTo returns how far the log was read in the claims until now.
+func (h *holding) readTo() reached {
+	if c := h.end.consumer.Load(); c != nil {
+		return c.fetch.readTo()
+	}
+	return reached{}
 }
 
 // highWater is the consumer that knows the high-water mark of a holding.

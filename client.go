@@ -273,11 +273,15 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 			return &ConnError{Addr: addr, Op: "dial", Err: errNotConnected, unsent: true}
 		}
 	}
-	if r.feature != "" && !conn.supports(r.feature) {
-		return &BrokerError{
+	if !conn.supports(r.feature) {
+		e := &BrokerError{
 			Addr: addr, Request: req.kind().String(), condition: ErrUnsupported,
 			Message: "not supported, the broker has not announced " + r.feature,
 		}
+		if r.feature == featureAcks {
+			e.Message = "an acknowledgement of what is synced is " + e.Message
+		}
+		return e
 	}
 	k, err := conn.begin(ctx, req, min(limit, c.cfg.requestTimeout)+r.hold)
 	if err != nil {

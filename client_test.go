@@ -142,19 +142,19 @@ func (s *wrapStorage) OpenPartition(ctx context.Context, t StoredTopic, p int32,
 	return &wrapLog{l, s}, err
 }
 
-func (l *wrapLog) Append(batches []byte, done func(AppendResult)) {
+func (l *wrapLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
 	if l.s.append != nil {
 		l.s.append(l.PartitionLog, batches, done)
 		return
 	}
-	l.PartitionLog.Append(batches, done)
+	l.PartitionLog.Append(batches, acks, done)
 }
 
 // A storage may call done from any goroutine, before Append returns or after.
 func TestBrokerAsynchronousStorage(t *testing.T) {
 	var turn atomic.Int64
 	storage := &wrapStorage{Storage: NewMemoryStorage(), append: func(l PartitionLog, batches []byte, done func(AppendResult)) {
-		l.Append(batches, func(r AppendResult) {
+		l.Append(batches, AcksStored, func(r AppendResult) {
 			started := make(chan struct{})
 			go func() {
 				close(started)
@@ -675,7 +675,7 @@ func TestEveryWrongOptionIsNamed(t *testing.T) {
 // A partition that grows slowly keeps little more than its retention says.
 func TestMemoryRetentionOfSlowPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := openLog(t, NewMemoryStorage(), LogConfig{RetentionAge: time.Hour}, nil)
+		l := openTestLog(t, NewMemoryStorage(), LogConfig{RetentionAge: time.Hour}, nil)
 		for range 24 * 60 {
 			appendValues(t, l, 1)
 			<-time.After(time.Minute)

@@ -128,7 +128,7 @@ func stringWireSize(s string) int {
 // payloadSize estimates how long a request's payload will be, so that its buffer need
 // not grow.
 func payloadSize(v any) int {
-	const fields = 160
+	const fields = 180
 	p, ok := v.(*produceRequest)
 	if !ok {
 		return fields
@@ -185,6 +185,7 @@ func (r *produceRequest) append(dst []byte) []byte {
 		dst = append(dst, `,"id":`...)
 		dst = appendString(dst, r.ID)
 	}
+	dst = appendAcks(dst, r.Acks)
 	return append(dst, '}')
 }
 
@@ -208,6 +209,8 @@ func (r *produceRequest) scan(b []byte) bool {
 			return 32, s.int64(&v.Timestamp)
 		case "id":
 			return 64, s.str(&v.ID)
+		case "acks":
+			return 128, s.str(&v.Acks)
 		default:
 			return 0, false
 		}
@@ -228,6 +231,7 @@ func (r *produceResponse) append(dst []byte) []byte {
 	dst = strconv.AppendInt(dst, r.Offset, 10)
 	dst = append(dst, `,"timestamp":`...)
 	dst = strconv.AppendInt(dst, r.Timestamp, 10)
+	dst = appendAcks(dst, r.Acks)
 	dst = appendRefusal(dst, &r.answer)
 	return append(dst, '}')
 }
@@ -247,6 +251,8 @@ func (r *produceResponse) scan(b []byte) bool {
 			return 8, s.int64(&v.Timestamp)
 		case "error":
 			return 16, s.str(&v.Error)
+		case "acks":
+			return 32, s.str(&v.Acks)
 		default:
 			return 0, false
 		}
@@ -277,6 +283,14 @@ func (r *fetchRequest) append(dst []byte) []byte {
 		dst = append(dst, `,"max_wait_ms":`...)
 		dst = strconv.AppendInt(dst, r.MaxWaitMs, 10)
 	}
+	if r.TopicID != "" {
+		dst = append(dst, `,"topic_id":`...)
+		dst = appendString(dst, r.TopicID)
+	}
+	if r.LastEpoch != 0 {
+		dst = append(dst, `,"last_epoch":`...)
+		dst = strconv.AppendInt(dst, int64(r.LastEpoch), 10)
+	}
 	return append(dst, '}')
 }
 
@@ -299,6 +313,10 @@ func (r *fetchRequest) scan(b []byte) bool {
 			return 32, s.int(&v.MinBytes)
 		case "max_wait_ms":
 			return 64, s.int64(&v.MaxWaitMs)
+		case "topic_id":
+			return 128, s.str(&v.TopicID)
+		case "last_epoch":
+			return 256, s.int32(&v.LastEpoch)
 		default:
 			return 0, false
 		}
@@ -326,6 +344,18 @@ func (r *fetchResponse) append(dst []byte) []byte {
 	dst = strconv.AppendInt(dst, r.HighWaterMark, 10)
 	dst = append(dst, `,"log_start_offset":`...)
 	dst = strconv.AppendInt(dst, r.LogStartOffset, 10)
+	if r.TopicID != "" {
+		dst = append(dst, `,"topic_id":`...)
+		dst = appendString(dst, r.TopicID)
+	}
+	if r.Epoch != 0 {
+		dst = append(dst, `,"epoch":`...)
+		dst = strconv.AppendInt(dst, int64(r.Epoch), 10)
+	}
+	if r.DivergedAt != nil {
+		dst = append(dst, `,"diverged_at":`...)
+		dst = strconv.AppendInt(dst, *r.DivergedAt, 10)
+	}
 	dst = appendRefusal(dst, &r.answer)
 	return append(dst, '}')
 }
@@ -368,6 +398,13 @@ func (r *fetchResponse) scan(b []byte) bool {
 			return 16, s.int64(&v.LogStartOffset)
 		case "error":
 			return 32, s.str(&v.Error)
+		case "topic_id":
+			return 64, s.str(&v.TopicID)
+		case "epoch":
+			return 128, s.int32(&v.Epoch)
+		case "diverged_at":
+			v.DivergedAt = new(int64)
+			return 256, s.int64(v.DivergedAt)
 		default:
 			return 0, false
 		}
@@ -477,6 +514,14 @@ func appendHeaders(dst []byte, headers map[string]string) []byte {
 		dst = appendString(dst, headers[k])
 	}
 	return append(dst, '}')
+}
+
+func appendAcks(dst []byte, acks string) []byte {
+	if acks == "" {
+		return dst
+	}
+	dst = append(dst, `,"acks":`...)
+	return appendString(dst, acks)
 }
 
 func appendRefusal(dst []byte, a *answer) []byte {

@@ -89,8 +89,11 @@ type conn struct {
 	cause     error // why done was closed
 }
 
-// supports tells whether the broker announced a feature.
-func (c *conn) supports(feature string) bool { return slices.Contains(c.peer.Features, feature) }
+// supports tells whether the broker announced a feature; "" is none, which every
+// broker has.
+func (c *conn) supports(feature string) bool {
+	return feature == "" || slices.Contains(c.peer.Features, feature)
+}
 
 // start begins serving calls, with goroutines that running counts.
 func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {

@@ -35,9 +35,10 @@ type PartitionConsumer struct {
 	pumping bool       // messages is in use
 	closed  bool
 	batch   []*Message // fetched and not delivered yet
-	batchOf *epoch
-	epoch   *epoch  // the one that next belongs to
-	next    int64   // offset of the next message to be delivered; negative: the epoch's origin
+	batchOf stretch
+	epoch   *epoch  // the one since the last seek
+	leg     int     // the one that next belongs to; 0: none yet
+	next    int64   // offset of the next message to be delivered, as far as it is of leg
 	sent    []int64 // offsets of the messages put into the channel last, a ring
 	sentAt  int     // where the next one goes
 	sentOf  int     // how many of them are of this epoch
@@ -130,8 +131,9 @@ func (p *PartitionConsumer) Messages() <-chan *Message {
 }
 
 // Errors returns the channel of what went wrong or is worth knowing, each a
-// [*ConsumerError]: failures that are being retried, positions out of range, and
-// the error that ends the consumer. It need not be read: when 10 wait, the oldest is
+// [*ConsumerError]: failures that are being retried, positions out of range
+// ([OutOfRangeError]), a log that is another than the one that was read
+// ([LogChangedError]), and the error that ends the consumer. It need not be read: when 10 wait, the oldest is
 // dropped and counted. Close closes it.
 func (p *PartitionConsumer) Errors() <-chan error { return p.notices.ch }
 
@@ -159,9 +161,9 @@ func (p *PartitionConsumer) receive(ctx context.Context) (*Message, error) {
 	pumping := p.pumping
 	p.mu.Unlock()
 	if !pumping {
-		m, e, err := p.nextMessage(ctx)
+		m, of, err := p.nextMessage(ctx)
 		if err == nil {
-			p.delivered(m, e)
+			p.delivered(m, of)
 		}
 		return m, err
 	}
@@ -184,51 +186,54 @@ func (p *PartitionConsumer) ended() error {
 	return ErrClosed
 }
 
-// nextMessage takes the next message, and tells to which epoch it belongs. One
+// nextMessage takes the next message, and tells to which stretch it belongs. One
 // caller at a time takes a batch, so that batches stay in order.
-func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, *epoch, error) {
+func (p *PartitionConsumer) nextMessage(ctx context.Context) (*Message, stretch, error) {
 	for {
 		if err := p.fetch.resumed(ctx); err != nil {
-			return nil, nil, err
+			return nil, stretch{}, err
 		}
-		if m, e, ok := p.pop(); ok {
-			return m, e, nil
+		if m, of, ok := p.pop(); ok {
+			return m, of, nil
 		}
 		select {
 		case p.taking <- struct{}{}:
 		case <-ctx.Done():
-			return nil, nil, endOf(ctx)
+			return nil, stretch{}, endOf(ctx)
 		}
-		m, e, ok := p.pop()
+		m, of, ok := p.pop()
 		if !ok {
 			got, err := p.fetch.take(ctx)
 			if err != nil {
 				<-p.taking
-				return nil, nil, err
+				return nil, stretch{}, err
 			}
 			p.mu.Lock()
-			p.batch, p.batchOf = got.messages, got.epoch
+			p.batch, p.batchOf = got.messages, got.stretch
+			if got.epoch == p.epoch && got.leg != p.leg {
+				p.leg, p.next = got.leg, got.messages[0].Offset
+			}
 			p.mu.Unlock()
 		}
 		<-p.taking
 		if ok {
-			return m, e, nil
+			return m, of, nil
 		}
 	}
 }
 
 // pop takes a message from the batch at hand, if there is one to be delivered now.
-func (p *PartitionConsumer) pop() (*Message, *epoch, bool) {
+func (p *PartitionConsumer) pop() (*Message, stretch, bool) {
 	if p.fetch.ctx.Err() != nil {
-		return nil, nil, false
+		return nil, stretch{}, false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.batchOf != p.epoch {
+	if p.batchOf.epoch != p.epoch {
 		p.batch = nil
 	}
 	if len(p.batch) == 0 {
-		return nil, nil, false
+		return nil, stretch{}, false
 	}
 	m := p.batch[0]
 	p.batch[0] = nil
@@ -238,13 +243,13 @@ func (p *PartitionConsumer) pop() (*Message, *epoch, bool) {
 
 // delivered counts a message that the application has got, or can get from the
 // channel.
-func (p *PartitionConsumer) delivered(m *Message, e *epoch) {
+func (p *PartitionConsumer) delivered(m *Message, of stretch) {
 	p.client.metrics.Consumer.RecordReceived(m.Size())
 	if p.taken != nil {
 		p.taken(m.Offset)
 	}
 	p.mu.Lock()
-	if e == p.epoch {
+	if of == (stretch{p.epoch, p.leg}) {
 		p.next = max(p.next, m.Offset+1) // Loops side by side get here in any order.
 	}
 	p.mu.Unlock()
@@ -264,7 +269,7 @@ func (p *PartitionConsumer) pump(e *epoch) {
 	defer close(p.messages)
 	defer close(p.pumped)
 	var m *Message // in hand
-	var of *epoch
+	var of stretch
 	for {
 		if now := p.fetch.currentEpoch(); now != e {
 			e = now
@@ -281,17 +286,17 @@ func (p *PartitionConsumer) pump(e *epoch) {
 				return
 			}
 		}
-		if of != e {
+		if of.epoch != e {
 			// Of an epoch that is over, or of one that has begun since this
 			// round did, which the next round will know.
-			if of != p.fetch.currentEpoch() {
+			if of.epoch != p.fetch.currentEpoch() {
 				m = nil
 			}
 			continue
 		}
 		select {
 		case p.messages <- m:
-			p.pushed(m, e)
+			p.pushed(m, of)
 			m = nil
 		case <-e.ctx.Done():
 			if p.fetch.ctx.Err() != nil {
@@ -302,15 +307,15 @@ func (p *PartitionConsumer) pump(e *epoch) {
 }
 
 // pushed remembers the offset of a message in the channel, for Offset.
-func (p *PartitionConsumer) pushed(m *Message, e *epoch) {
+func (p *PartitionConsumer) pushed(m *Message, of stretch) {
 	p.mu.Lock()
 	p.sent[p.sentAt] = m.Offset
 	p.sentAt = (p.sentAt + 1) % len(p.sent)
-	if e == p.epoch {
+	if of.epoch == p.epoch {
 		p.sentOf = min(p.sentOf+1, len(p.sent))
 	}
 	p.mu.Unlock()
-	p.delivered(m, e)
+	p.delivered(m, of)
 }
 
 // drain empties the channel.
@@ -337,6 +342,9 @@ func (p *PartitionConsumer) report(err error) {
 	if oor := (*OutOfRangeError)(nil); errors.As(err, &oor) {
 		kind = "consumer's position was not in the log"
 	}
+	if changed := (*LogChangedError)(nil); errors.As(err, &changed) {
+		kind = "log is not the one that was read"
+	}
 	p.client.warn.warn(kind, fmt.Sprint(ce.Topic, "/", ce.Partition),
 		"topic", ce.Topic, "partition", ce.Partition, "offset", ce.Offset, "error", trimPrefix(ce.Err))
 	p.notice(ce)
@@ -353,12 +361,12 @@ func (p *PartitionConsumer) Offset() int64 {
 	if n := min(len(p.messages), p.sentOf); n > 0 {
 		return p.sent[(p.sentAt-n+len(p.sent))%len(p.sent)]
 	}
-	if p.next >= 0 {
-		return p.next
-	}
 	p.fetch.mu.Lock()
 	defer p.fetch.mu.Unlock()
-	return p.epoch.origin
+	if p.leg == p.fetch.leg || len(p.batch) > 0 && p.batchOf.epoch == p.epoch {
+		return p.next
+	}
+	return p.fetch.legFrom // Nothing of it has come, and of earlier ones nothing is left.
 }
 
 // HighWaterMark returns the high-water mark as of the last fetch, -1 before it is

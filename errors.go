@@ -54,6 +54,14 @@ var (
 	ErrRebalanced = errors.New("robust: consumer group rebalanced")
 	// ErrFenced: another member or producer has taken over.
 	ErrFenced = errors.New("robust: fenced by a newer owner")
+	// ErrStorage: the broker's storage failed: no space, an I/O error, a directory
+	// that cannot be written to. Nothing of the request was stored, unless the error
+	// says so; later may be better.
+	ErrStorage = errors.New("robust: storage failed")
+	// ErrCorrupt: stored bytes are damaged. See [CorruptError].
+	ErrCorrupt = errors.New("robust: stored data is damaged")
+	// ErrDataDirInUse: another broker works in the directory.
+	ErrDataDirInUse = errors.New("robust: data directory is in use")
 )
 
 // errorCode is the stable word for a condition on the wire (error_code).
@@ -89,6 +97,8 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrUnknownMember, "UNKNOWN_MEMBER", []string{"unknown member", "member*not found"}},
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
+	{ErrStorage, "STORAGE", nil},
+	{ErrCorrupt, "CORRUPT", nil},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},
 	{ErrUnavailable, codeUnavailable, []string{"shutting down"}},
 	{ErrInvalidRequest, "INVALID_REQUEST", nil},
@@ -259,6 +269,57 @@ func (e *OutOfRangeError) Error() string {
 // Unwrap returns [ErrOffsetOutOfRange].
 func (e *OutOfRangeError) Unwrap() error { return ErrOffsetOutOfRange }
 
+// LogChangedError tells that the partition does not hold any more what a consumer has
+// read of it: the broker has lost the end of the log, as in a power failure, or the topic
+// was deleted and made anew. Offsets from LostFrom on, below LostTo, stand for other
+// messages now, or for none yet. It is a notice, wrapped in a [ConsumerError], unless the
+// consumer was told to fail ([OutOfRangeFail]).
+//
+// Where the log was cut, reading goes on at the cut, whatever [WithOutOfRange] says but
+// to fail. A topic made anew is read from its oldest message, or its newest with
+// [OutOfRangeNewest]; by a group from its start in any case, and without its Consume
+// ending.
+type LogChangedError struct {
+	MadeAnew         bool  // the topic is another of the same name; else its log was cut
+	LostFrom, LostTo int64 // LostFrom <= offset < LostTo; LostTo is where the consumer was
+	To               int64 // where reading went on; -1 if it did not, or a group says it
+}
+
+func (e *LogChangedError) Error() string {
+	s := fmt.Sprintf("robust: the log has lost its end: messages from offset %d on, read up to %d, are gone", e.LostFrom, e.LostTo-1)
+	if e.MadeAnew {
+		s = fmt.Sprintf("robust: the topic was deleted and made anew: the messages below offset %d are gone", e.LostTo)
+	}
+	if e.To >= 0 {
+		s += fmt.Sprintf(", went on at %d", e.To)
+	}
+	return s
+}
+
+// Unwrap returns [ErrOffsetOutOfRange]: the position is one of a log that is not there.
+func (e *LogChangedError) Unwrap() error { return ErrOffsetOutOfRange }
+
+// CorruptError is damage in a file of a broker's storage. What is damaged is never
+// served. It unwraps to [ErrCorrupt]; a client has the same words in a [BrokerError].
+type CorruptError struct {
+	File     string // path of the file
+	Position int64  // of the first damaged byte or batch in it
+	// From and To are the offsets that cannot be read, From <= offset < To. Both are
+	// -1 where the damage is not in a log.
+	From, To int64
+	Reason   string // what is wrong
+}
+
+func (e *CorruptError) Error() string {
+	s := fmt.Sprintf("%s: %s at position %d: %s", ErrCorrupt, e.File, e.Position, e.Reason)
+	if e.From >= 0 {
+		s += fmt.Sprintf("; offsets %d to %d cannot be read", e.From, e.To-1)
+	}
+	return s
+}
+
+func (e *CorruptError) Unwrap() error { return ErrCorrupt }
+
 // ProducerError is a message that was not stored, or whose fate is unknown
 // because the connection broke before the answer.
 type ProducerError struct {
@@ -380,7 +441,7 @@ func retriable(err error) bool {
 	// Metadata was stale; it is refreshed before the next try.
 	case errors.Is(be, ErrNotLeader):
 		return true
-	case errors.Is(be, ErrOverloaded):
+	case errors.Is(be, ErrOverloaded), errors.Is(be, ErrStorage):
 		return true
 	// A broker that shuts down will be replaced or come back.
 	case errors.Is(be, ErrUnavailable):
@@ -404,6 +465,6 @@ func outdated(err error) bool {
 // refusalMayPass is what a broker says of its own refusals: whether the same
 // request may succeed later.
 func refusalMayPass(err error) bool {
-	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNotLeader) ||
+	return errors.Is(err, ErrOverloaded) || errors.Is(err, ErrNotLeader) || errors.Is(err, ErrStorage) ||
 		codeOf(err) == codeUnavailable || codeOf(err) == codeInternal
 }

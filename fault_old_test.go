@@ -120,6 +120,7 @@ func workWithOldBroker(t *testing.T, old oldBroker) {
 	_, err = c.Admin().ListOffsets(t.Context(), faultTopic, time.Now())
 	require.ErrorIs(t, err, ErrUnsupported)
 	require.ErrorIs(t, c.Admin().CreatePartitions(t.Context(), faultTopic, 5), ErrUnsupported)
+	requireNoSync(t, c)
 	require.NoError(t, all.SeekTime(t.Context(), time.Now()))
 	_, err = next(t, all, time.Minute)
 	require.ErrorIs(t, err, ErrUnsupported)

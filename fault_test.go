@@ -18,6 +18,7 @@ import (
 //	fault_cut_test.go      connections that are cut
 //	fault_silence_test.go  connections that fall silent, are idle or slow
 //	fault_answers_test.go  answers that come late, damaged or false
+//	fault_log_test.go      logs that lose their end, topics that are made anew
 //	fault_old_test.go      brokers without extensions, and the forms of the protocol
 //	fault_cluster_test.go  several brokers, leaders, addresses, restarts
 //	fault_refusal_test.go  brokers that say no
@@ -124,11 +125,17 @@ func storedFrom(t testing.TB, b *Broker, partition int32, from int64) []string {
 // store puts messages "0", "1", ... into partition 0 of a broker directly.
 func store(t testing.TB, b *Broker, n int) {
 	t.Helper()
+	storeIn(t, b, 0, n)
+}
+
+// storeIn is store for any partition.
+func storeIn(t testing.TB, b *Broker, partition int32, n int) {
+	t.Helper()
 	topic, err := b.service.topics.get(faultTopic)
 	require.NoError(t, err)
 	for i := range n {
 		m := Message{Value: fmt.Append(nil, i), Timestamp: 1}
-		topic.partitions[0].log.Append(appendBatch(nil, &m), func(r AppendResult) { require.NoError(t, r.Err) })
+		topic.partitions[partition].log.Append(appendBatch(nil, &m), AcksStored, func(r AppendResult) { require.NoError(t, r.Err) })
 	}
 }
 

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ type fetcher struct {
 	topic     string
 	partition int32
 	report    func(error) // notices and failures; must not block
+	// final has the fetcher end where the log is another than the one that was read:
+	// who has handled what is gone must know of it before anything else is read.
+	final bool
 
 	ctx    context.Context //nolint:containedctx // ends the fetcher
 	cancel context.CancelCauseFunc
@@ -29,22 +33,45 @@ type fetcher struct {
 
 	mu       sync.Mutex // guards the following
 	epoch    *epoch
-	position int64 // of the next fetch; negative before it is known
-	end      int64 // high-water mark, -1 before it is known
-	paused   chan struct{}
-	state    fetchState
-	since    time.Time // of state
-	failure  error     // in stateRetrying
-	err      error     // why run ended
+	leg      int    // counts jumps of the position: seeks, and what is not in the log
+	legFrom  int64  // where it jumped to; negative before that is known
+	position int64  // of the next fetch; negative before it is known
+	end      int64  // high-water mark, -1 before it is known
+	topicID  string // of the topic that position is in; "": not known
+	// lastEpoch is the partition epoch of the message before position, or a later one
+	// in which the log was read; 0: not known.
+	lastEpoch int32
+	reached   reached
+	paused    chan struct{}
+	state     fetchState
+	since     time.Time // of state
+	failure   error     // in stateRetrying
+	err       error     // why run ended
+}
+
+// reached is how far a log was read: what is before offset is of epoch or an earlier one.
+// That is so for every lower offset as well. A reader may therefore give epoch for the
+// epoch of the message before it: a log that was not cut below holds more of that epoch.
+type reached struct {
+	offset int64
+	epoch  int32 // partition epoch; 0: not known
+}
+
+// before returns the epoch to give for the message before an offset, 0 if that is not
+// known.
+func (r reached) before(offset int64) int32 {
+	if offset < 0 || offset > r.offset {
+		return 0
+	}
+	return r.epoch
 }
 
 // epoch is the time between two seeks. What was fetched in an earlier one is void.
 type epoch struct {
-	start  start           // guarded by fetcher.mu
-	origin int64           // where it began once that is known, else negative; likewise
-	lost   int64           // the position that is not in the log, until there is a new one; likewise
-	ctx    context.Context //nolint:containedctx // ends with the epoch
-	end    context.CancelFunc
+	start start           // guarded by fetcher.mu
+	lost  int64           // the position that is not in the log, until there is a new one; likewise
+	ctx   context.Context //nolint:containedctx // ends with the epoch
+	end   context.CancelFunc
 	// drained is closed when nothing of earlier epochs can be delivered any more.
 	drained chan struct{}
 }
@@ -57,8 +84,16 @@ type start struct {
 
 // fetched is what one fetch brought.
 type fetched struct {
-	epoch    *epoch
+	stretch
+
 	messages []*Message
+}
+
+// stretch is a part of all that is fetched in which offsets rise. Those of the next leg
+// may be lower.
+type stretch struct {
+	epoch *epoch
+	leg   int
 }
 
 // fetchState is what run is doing, for Status.
@@ -91,11 +126,42 @@ func (f *fetcher) setEpochLocked(s start) *epoch {
 	if !s.time.IsZero() {
 		s.offset = OffsetOldest // Negative: to be looked up.
 	}
-	e := &epoch{start: s, origin: s.offset, lost: offsetNone, drained: make(chan struct{})}
+	e := &epoch{start: s, lost: offsetNone, drained: make(chan struct{})}
 	e.ctx, e.end = context.WithCancel(f.ctx)
 	f.epoch = e
-	f.position = s.offset
+	f.jumpLocked(s.offset)
+	f.lastEpoch = f.reached.before(s.offset)
+	if s.offset < 0 && !f.final {
+		f.topicID, f.reached = "", reached{} // It is looked up in whichever topic is there.
+	}
 	return e
+}
+
+// jumpLocked moves the position to where it was not led by reading.
+func (f *fetcher) jumpLocked(to int64) {
+	f.leg++
+	f.legFrom, f.position = to, to
+}
+
+// continues has a fetcher that is not running yet go on for another: in a topic, of
+// whose log so much was read. The fetcher is final.
+func (f *fetcher) continues(topicID string, r reached) {
+	f.final, f.topicID, f.reached = true, topicID, r
+	f.lastEpoch = r.before(f.position)
+}
+
+// readTo returns how far the log was read.
+func (f *fetcher) readTo() reached {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reached
+}
+
+// here is the stretch of what has been fetched last.
+func (f *fetcher) here(e *epoch) stretch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return stretch{e, f.leg}
 }
 
 // seek begins an epoch at s; the request under way is given up.
@@ -198,11 +264,7 @@ func (f *fetcher) fetchLoop() error {
 		}
 		e := f.currentEpoch()
 		messages, err := f.fetch(e)
-		oor := (*OutOfRangeError)(nil)
-		moved := e.ctx.Err() == nil && errors.Is(err, ErrOffsetOutOfRange) && !errors.As(err, &oor)
-		if moved {
-			err = f.goBack(e)
-		}
+		moved, err := f.moved(e, err)
 		switch {
 		case e.ctx.Err() != nil:
 			continue // Closed, or a seek: what came is not wanted.
@@ -230,12 +292,30 @@ func (f *fetcher) fetchLoop() error {
 		if len(messages) > 0 {
 			f.setState(stateFull, nil)
 			select {
-			case f.ready <- fetched{e, messages}:
+			case f.ready <- fetched{f.here(e), messages}:
 			case <-e.ctx.Done():
 			}
 		}
 	}
 	return context.Cause(f.ctx)
+}
+
+// moved tells whether err is a position that is not in the log, and reading goes on at
+// another; else it returns what is to be made of err.
+func (f *fetcher) moved(e *epoch, err error) (bool, error) {
+	oor, changed := (*OutOfRangeError)(nil), (*LogChangedError)(nil)
+	switch {
+	case e.ctx.Err() != nil || !errors.Is(err, ErrOffsetOutOfRange) || errors.As(err, &oor):
+		return false, err
+	case !errors.As(err, &changed):
+		err = f.goBack(e)
+		return err == nil, err
+	case f.final || changed.To < 0:
+		return false, err
+	default:
+		f.report(f.wrap(err))
+		return true, nil
+	}
 }
 
 // wrap says where reading failed.
@@ -260,6 +340,9 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 		MaxBytes: f.cfg.fetchMaxBytes, MaxMessages: f.cfg.fetchMaxMessages,
 		MinBytes: f.cfg.fetchMinBytes, MaxWaitMs: f.cfg.fetchMaxWait.Milliseconds(),
 	}
+	f.mu.Lock()
+	req.TopicID, req.LastEpoch = f.topicID, f.lastEpoch
+	f.mu.Unlock()
 	r := route{topic: f.topic, partition: f.partition, held: true, hold: f.cfg.fetchMaxWait, repeatable: true}
 	resp := newFetchResponse()
 	began := time.Now()
@@ -267,18 +350,14 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 		return nil, err
 	}
 	f.client.metrics.Consumer.RecordFetch()
+	if err := f.verify(e, req, resp); err != nil {
+		return nil, err
+	}
 	messages, err := f.check(resp.Messages, position)
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	if f.epoch == e {
-		if n := len(messages); n > 0 {
-			f.position = messages[n-1].Offset + 1
-		}
-		f.end = max(resp.HighWaterMark, f.position)
-	}
-	f.mu.Unlock()
+	f.advance(e, messages, resp)
 	// A broker that holds fetches has used up most of the time that it was given. One
 	// that does not even tell the high-water mark does not hold any: it is only far.
 	held := resp.HighWaterMark >= 0 && req.MaxWaitMs > 0 && time.Since(began) >= f.cfg.fetchMaxWait/2
@@ -286,6 +365,81 @@ func (f *fetcher) fetch(e *epoch) ([]*Message, error) {
 		pause(e.ctx, nil, f.cfg.pollInterval)
 	}
 	return messages, nil
+}
+
+// advance moves the position behind what has come.
+func (f *fetcher) advance(e *epoch, messages []*Message, resp *fetchResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.epoch != e {
+		return
+	}
+	if n := len(messages); n > 0 {
+		f.position = messages[n-1].Offset + 1
+		f.lastEpoch = 0
+	}
+	f.end = max(resp.HighWaterMark, f.position)
+	f.topicID = cmp.Or(f.topicID, resp.TopicID)
+	if resp.Epoch <= 0 {
+		return
+	}
+	f.lastEpoch = resp.Epoch
+	if f.position > f.reached.offset {
+		f.reached = reached{f.position, resp.Epoch}
+	}
+}
+
+// verify finds out whether the log that answers is the one that was read, and if not
+// moves to where reading goes on; the error is then a [*LogChangedError]. What was
+// fetched before is still delivered: it was stored once, and comes before what is there
+// now.
+func (f *fetcher) verify(e *epoch, req *fetchRequest, resp *fetchResponse) error {
+	if len(resp.TopicID) > maxNameBytes {
+		return fmt.Errorf("%w: fetch: topic ID %q of %d bytes", ErrMalformed, shorten(resp.TopicID), len(resp.TopicID))
+	}
+	anew := req.TopicID != "" && resp.TopicID != "" && resp.TopicID != req.TopicID
+	at := resp.DivergedAt
+	if !anew && at == nil {
+		return nil
+	}
+	changed := &LogChangedError{MadeAnew: anew, LostTo: req.Offset, To: offsetNone}
+	to := max(resp.LogStartOffset, 0)
+	switch {
+	case anew && f.cfg.outOfRange == OutOfRangeNewest:
+		to = max(resp.HighWaterMark, 0)
+	case anew:
+	case req.LastEpoch == 0 || *at < 0 || *at >= req.Offset:
+		return fmt.Errorf("%w: fetch at offset %d, last epoch %d: the log diverges at %d", ErrMalformed, req.Offset, req.LastEpoch, *at)
+	default:
+		changed.LostFrom = *at
+		to = max(to, *at)
+	}
+	if f.cfg.outOfRange == OutOfRangeFail || anew && f.final {
+		return changed
+	}
+	changed.To = to
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.epoch != e {
+		return endOf(e.ctx)
+	}
+	f.jumpLocked(to)
+	f.end = max(resp.HighWaterMark, to)
+	switch {
+	case f.final: // What was reached is for whoever goes on.
+	case anew:
+		f.topicID, f.reached = resp.TopicID, reached{}
+	default:
+		f.reached = f.reached.cut(*at)
+	}
+	f.lastEpoch = f.reached.before(to)
+	return changed
+}
+
+// cut is what is left of r when the log was cut at an offset.
+func (r reached) cut(at int64) reached {
+	r.offset = min(r.offset, at)
+	return r
 }
 
 // check returns those of a fetch's messages that are at position or behind it, and
@@ -336,8 +490,8 @@ func (f *fetcher) locate(e *epoch) (int64, error) {
 	lost := offsetNone
 	if f.epoch == e {
 		f.position = position
-		if e.origin < 0 {
-			e.origin = position
+		if f.legFrom < 0 {
+			f.legFrom = position
 		}
 		lost, e.lost = e.lost, offsetNone
 	}
@@ -405,10 +559,10 @@ func (f *fetcher) goBack(e *epoch) error {
 		return &OutOfRangeError{From: f.position, To: -1}
 	}
 	if f.epoch == e {
-		e.lost = f.position
-		f.position = OffsetOldest
+		e.lost, f.lastEpoch = f.position, 0
+		f.jumpLocked(OffsetOldest)
 		if f.cfg.outOfRange == OutOfRangeNewest {
-			f.position = OffsetNewest
+			f.legFrom, f.position = OffsetNewest, OffsetNewest
 		}
 		e.start = start{offset: f.position}
 	}

@@ -253,6 +253,7 @@ func FuzzPayload(f *testing.F) {
 		`{"headers":{"a":"b","\u0061":"c"}}`, "{\"headers\":{\"\xff\":\"\xfe\"}}", `{"partition":2147483648}`, `{"offset":9223372036854775807,"timestamp":-9223372036854775808}`,
 		`{"headers":{"a":"1"},"headers":{"b":"2"},"value":"YQ==","value":null}`, `{"messages":[{"topic":"a","id":"b","offset":1},{"partition":2}]}`,
 		"{\"value\":\"YWJj\n\n\n\n\"}", `{"offset":-0,"partition":1.0}`, `{"topic":"\ud800"}`, `{"high_water_mark":null,"log_start_offset":3,"error":""}`,
+		`{"acks":"synced","topic_id":"a","last_epoch":3,"epoch":7}`, `{"diverged_at":null,"topic_id":null,"epoch":null}`, `{"diverged_at":0,"epoch":2147483648}`,
 		`{"messages":[{"topic":"a","key":"YQ=="},{"topic":"b","value":"Yg==","headers":{}},{"topic":"","metadata":1}]}`,
 	} {
 		f.Add([]byte(text))
@@ -315,11 +316,15 @@ func FuzzEncode(f *testing.F) {
 				messages = append(messages, &Message{ID: text, Topic: topic, Value: key, Headers: map[string]string{k2: k1}})
 			}
 		}
+		divergedAt := &offset
+		if flags&8 != 0 {
+			divergedAt = nil
+		}
 		payloads := []any{
-			&produceRequest{Topic: topic, Partition: partition, Key: key, Value: value, Headers: headers, Timestamp: timestamp, ID: id},
-			&produceResponse{Topic: topic, Partition: partition, Offset: offset, Timestamp: timestamp, answer: answer{Error: text}},
-			&fetchRequest{Topic: topic, Partition: partition, Offset: offset, MaxBytes: len(k1), MaxMessages: len(v1), MinBytes: len(k2), MaxWaitMs: timestamp},
-			&fetchResponse{Topic: topic, Partition: partition, Messages: messages, HighWaterMark: offset, LogStartOffset: timestamp, answer: answer{Error: text}},
+			&produceRequest{Topic: topic, Partition: partition, Key: key, Value: value, Headers: headers, Timestamp: timestamp, ID: id, Acks: k1},
+			&produceResponse{Topic: topic, Partition: partition, Offset: offset, Timestamp: timestamp, Acks: v1, answer: answer{Error: text}},
+			&fetchRequest{Topic: topic, Partition: partition, Offset: offset, MaxBytes: len(k1), MaxMessages: len(v1), MinBytes: len(k2), MaxWaitMs: timestamp, TopicID: k1, LastEpoch: partition},
+			&fetchResponse{Topic: topic, Partition: partition, Messages: messages, HighWaterMark: offset, LogStartOffset: timestamp, TopicID: v2, Epoch: partition, DivergedAt: divergedAt, answer: answer{Error: text}},
 		}
 		for i, payload := range payloads {
 			ours, err := appendPayload(nil, payload)

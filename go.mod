@@ -3,11 +3,10 @@ module github.com/aminofox/robust-go-sdk
 go 1.25
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/google/uuid v1.6.0
+	github.com/lmittmann/tint v1.2.1
 	github.com/stretchr/testify v1.12.1
 )
 
-require (
-	github.com/lmittmann/tint v1.2.1 // indirect
-	go.yaml.in/yaml/v3 v3.0.5 // indirect
-)
+require go.yaml.in/yaml/v3 v3.0.5 // indirect

@@ -20,7 +20,7 @@ func fill(t testing.TB, b *Broker, n int) {
 	for _, p := range topic.partitions {
 		for i := range n {
 			m := Message{Value: fmt.Append(nil, i), Timestamp: 1}
-			p.log.Append(appendBatch(nil, &m), func(r AppendResult) { require.NoError(t, r.Err) })
+			p.log.Append(appendBatch(nil, &m), AcksStored, func(r AppendResult) { require.NoError(t, r.Err) })
 		}
 	}
 }

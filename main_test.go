@@ -16,8 +16,12 @@ import (
 const leakDeadline = 10 * time.Second
 
 // TestMain fails the run when goroutines remain after the tests: whoever starts one
-// waits for it, and a Close that does not would show nowhere else.
+// waits for it, and a Close that does not would show nowhere else. It is also where
+// the processes begin that tests have as brokers.
 func TestMain(m *testing.M) {
+	if config := os.Getenv(brokerProcessEnv); config != "" {
+		os.Exit(runBrokerProcess(config))
+	}
 	code := m.Run()
 	if code == 0 && !fuzzing() {
 		if left := waitForGoroutines(leakDeadline); len(left) > 0 {

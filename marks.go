@@ -59,7 +59,7 @@ func (r *run) advance() int64 {
 func (r *run) open() int { return len(r.taken) }
 
 // marks is how far a partition has been handled, and how far that is committed. It
-// moves forward only.
+// moves forward only, but for cut.
 type marks struct {
 	mu        sync.Mutex // guards the following
 	run       *run       // nil: a mark stands for everything before it
@@ -119,6 +119,20 @@ func (m *marks) below(offset int64, metadata string) {
 func (m *marks) moveLocked(next int64, metadata string) {
 	if next > m.next {
 		m.next, m.metadata, m.changed = next, metadata, true
+		m.changes++
+	}
+}
+
+// cut takes back what is marked from offset on: other messages stand there now. Nobody
+// may be at work on one of those before.
+func (m *marks) cut(offset int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run != nil {
+		m.run = newRun(min(m.run.end, offset))
+	}
+	if m.next > offset {
+		m.next, m.metadata, m.latest, m.changed = offset, "", "", true
 		m.changes++
 	}
 }

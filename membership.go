@@ -23,7 +23,7 @@ func newSession(parent, closing context.Context, c *Client, cfg *config, group s
 		client: c, cfg: cfg, group: group, topics: topics, handler: h,
 		memberID: cfg.clientID + "-" + uuid.NewString(), by: new(answerer), born: time.Now(), since: time.Now(),
 		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
-		claims: make(map[TopicPartition]*holding), gaveUp: make(map[TopicPartition]int64), looked: time.Now(),
+		claims: make(map[TopicPartition]*holding), gaveUp: make(map[TopicPartition]int64), former: make(map[TopicPartition]formerly), looked: time.Now(),
 	}
 	s.patterns, _ = compilePatterns(topics) // Consume has checked them.
 	if len(s.memberID) > maxNameBytes {
@@ -391,6 +391,7 @@ func (s *Session) note(resp *syncGroupResponse) {
 // up since is another matter, which the next one settles.
 func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant, pending bool) {
 	changes := 0
+	var anew []*ConsumerError
 	s.mu.Lock()
 	for tp, h := range s.claims {
 		if g := grants[tp]; g != nil && g.Epoch == h.epoch || !h.revoked.IsZero() {
@@ -407,12 +408,21 @@ func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant
 		// One that is being given up must have ended before it begins anew.
 		if at, ok := s.gaveUp[tp]; s.claims[tp] == nil && (!ok || at < seq) {
 			delete(s.gaveUp, tp)
-			s.claims[tp] = s.newHolding(tp, g)
+			h := s.newHolding(tp, g)
+			s.claims[tp] = h
 			changes++
+			if was, ok := s.former[tp]; ok && g.TopicID != "" && was.topicID != g.TopicID && !was.anew {
+				lost := &LogChangedError{MadeAnew: true, LostTo: max(was.position, 0), To: offsetNone}
+				anew = append(anew, h.failed(lost))
+			}
+			delete(s.former, tp)
 		}
 	}
 	setUp := s.setUp
 	s.mu.Unlock()
+	for _, lost := range anew {
+		s.report(lost)
+	}
 	if changes > 0 {
 		s.client.metrics.Consumer.recordRebalance()
 	}
@@ -425,7 +435,7 @@ func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant
 }
 
 func (s *Session) newHolding(tp TopicPartition, g *partitionGrant) *holding {
-	h := &holding{of: tp, epoch: g.Epoch, marks: newMarks(g.Offset, s.cfg.contiguous), start: s.startOf(g)}
+	h := &holding{of: tp, epoch: g.Epoch, topicID: g.TopicID, marks: newMarks(g.Offset, s.cfg.contiguous), start: s.startOf(g)}
 	h.ctx, h.cancel = context.WithCancelCause(s.ctx)
 	return h
 }

@@ -139,6 +139,7 @@ type produceRequest struct {
 	Headers   map[string]string `json:"headers,omitempty"`
 	Timestamp int64             `json:"timestamp"`
 	ID        string            `json:"id,omitempty"`
+	Acks      string            `json:"acks,omitempty"` // Acks.wire
 }
 
 type produceResponse struct {
@@ -146,7 +147,29 @@ type produceResponse struct {
 	Partition int32  `json:"partition"`
 	Offset    int64  `json:"offset"`
 	Timestamp int64  `json:"timestamp"`
+	Acks      string `json:"acks,omitempty"` // what was reached, as in the request
 	answer
+}
+
+// wire is how Produce says it: the default goes without saying, so that nothing
+// changes for peers that know no other.
+func (a Acks) wire() string {
+	if a == AcksStored {
+		return ""
+	}
+	return a.String()
+}
+
+// parseAcks is the inverse of wire.
+func parseAcks(word string) (Acks, error) {
+	switch word {
+	case "", AcksStored.String():
+		return AcksStored, nil
+	case AcksSynced.String():
+		return AcksSynced, nil
+	default:
+		return 0, fmt.Errorf("%w: acks %q: want %q or %q", ErrInvalidRequest, shorten(word), AcksStored, AcksSynced)
+	}
 }
 
 type fetchRequest struct {
@@ -157,6 +180,10 @@ type fetchRequest struct {
 	MaxMessages int    `json:"max_messages"`
 	MinBytes    int    `json:"min_bytes,omitempty"`
 	MaxWaitMs   int64  `json:"max_wait_ms,omitempty"`
+	// TopicID is the topic that Offset is of; "": whichever has the name.
+	TopicID string `json:"topic_id,omitempty"`
+	// LastEpoch is the partition epoch of the message before Offset; 0: not known.
+	LastEpoch int32 `json:"last_epoch,omitempty"`
 }
 
 // fetchResponse carries HighWaterMark and LogStartOffset as -1 from brokers that
@@ -167,6 +194,15 @@ type fetchResponse struct {
 	Messages       []*Message `json:"messages"`
 	HighWaterMark  int64      `json:"high_water_mark"`
 	LogStartOffset int64      `json:"log_start_offset"`
+	// TopicID is the topic that answers. If it is not the request's there are no
+	// messages: the offset is of another topic.
+	TopicID string `json:"topic_id,omitempty"`
+	// Epoch is the partition epoch of the last message, or of the message before the
+	// request's offset if there is none and the request does not name it; 0: not known.
+	Epoch int32 `json:"epoch,omitempty"`
+	// DivergedAt says that the log is not the one of the request's LastEpoch from
+	// this offset on, which is below the request's; there are no messages then.
+	DivergedAt *int64 `json:"diverged_at,omitempty"`
 	answer
 }
 
@@ -217,6 +253,8 @@ type topicMetadata struct {
 	Name       string              `json:"name"`
 	Partitions []partitionMetadata `json:"partitions"`
 	Config     map[string]string   `json:"config,omitempty"`
+	// TopicID is the topic's own: one made anew under its name has another.
+	TopicID string `json:"topic_id,omitempty"`
 }
 
 type partitionMetadata struct {
@@ -256,6 +294,7 @@ const (
 	featureAlterTopic    = "alter_topic"    // request 106
 	featureDeleteRecords = "delete_records" // request 107
 	featureGroups        = "groups"         // requests 108 to 110, and all that is optional in those of groups
+	featureAcks          = "acks"           // acks in Produce
 )
 
 type nodeJoinRequest struct {

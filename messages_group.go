@@ -78,7 +78,8 @@ type partitionGrant struct {
 	Offset    int64  `json:"offset"` // committed last; -1: none
 	Metadata  string `json:"metadata,omitempty"`
 	// Appeared: the partition was made while the group was subscribed to its topic.
-	Appeared bool `json:"appeared,omitempty"`
+	Appeared bool   `json:"appeared,omitempty"`
+	TopicID  string `json:"topic_id,omitempty"` // the topic that Offset is of
 }
 
 // computeRequest asks a member to run its assignor for the whole group.
@@ -104,10 +105,12 @@ type commitOffsetRequest struct {
 	Offset    int64  `json:"offset"`
 	Metadata  string `json:"metadata,omitempty"`
 	// With MemberID the commit is refused unless the member holds the grant of
-	// Epoch. Offsets, if there are any, stand for the five fields above.
+	// Epoch. Offsets, if there are any, stand for what offsetToStore has too.
 	MemberID   string          `json:"member_id,omitempty"`
 	Generation int64           `json:"generation,omitempty"` // for people who look; Epoch says more
 	Epoch      int64           `json:"epoch,omitempty"`
+	TopicID    string          `json:"topic_id,omitempty"`
+	LastEpoch  int32           `json:"last_epoch,omitempty"`
 	Offsets    []offsetToStore `json:"offsets,omitempty"`
 }
 
@@ -117,6 +120,11 @@ type offsetToStore struct {
 	Offset    int64  `json:"offset"`
 	Metadata  string `json:"metadata,omitempty"`
 	Epoch     int64  `json:"epoch,omitempty"`
+	// TopicID is the topic that Offset is of; "": whichever has the name.
+	TopicID string `json:"topic_id,omitempty"`
+	// LastEpoch is a partition epoch up to which the log was read, to Offset at
+	// least; 0: not known. From where the log is another by now nothing is handled.
+	LastEpoch int32 `json:"last_epoch,omitempty"`
 }
 
 // commitOffsetResponse names those of Offsets that were refused; the others are

@@ -97,6 +97,7 @@ type config struct {
 	retryBackoff    time.Duration
 	deliveryTimeout time.Duration
 	partitioner     Partitioner
+	acks            Acks
 
 	// Consumers.
 	startOffset      int64
@@ -134,6 +135,8 @@ type brokerConfig struct {
 	nodeID         string
 	advertisedAddr string // "": the accepted connection's local address
 	storage        Storage
+	dataDir        string // "": storage, or memory
+	sync           SyncPolicy
 	topics         []StoredTopic // made at the start unless they are there
 	autoCreate     int32         // partitions of topics made on first use; 0: none are
 	retentionAge   time.Duration // 0: for ever
@@ -236,6 +239,7 @@ func (c *config) validate() error {
 		wait("WithRetryBackoff", c.retryBackoff, 0),
 		wait("WithDeliveryTimeout", c.deliveryTimeout, 1),
 		{"WithPartitioner", c.partitioner != nil, "nil", "a function"},
+		{"WithAcks", c.acks == AcksStored || c.acks == AcksSynced, c.acks, "AcksStored or AcksSynced"},
 		{"WithStartOffset", c.startOffset >= OffsetOldest, c.startOffset, "an offset, OffsetOldest or OffsetNewest"},
 		{"WithFetchMaxMessages", c.fetchMaxMessages > 0, c.fetchMaxMessages, "more than 0"},
 		{"WithFetchMinBytes", c.fetchMinBytes > 0, c.fetchMinBytes, "more than 0"},
@@ -365,6 +369,13 @@ func WithPartitioner(p Partitioner) ProducerOption {
 	return producerOption(func(c *config) { c.partitioner = p })
 }
 
+// WithAcks sets how well a message has to be stored before its send succeeds (default
+// [AcksStored]). With [AcksSynced] a send fails with [ErrUnsupported] where the broker
+// cannot promise that: it is an older one, or keeps its messages in memory.
+func WithAcks(a Acks) ProducerOption {
+	return producerOption(func(c *config) { c.acks = a })
+}
+
 // WithStartOffset sets where reading begins: an offset, [OffsetOldest] or
 // [OffsetNewest] (default OffsetOldest).
 func WithStartOffset(offset int64) ConsumerOption {
@@ -431,7 +442,9 @@ const (
 )
 
 // WithOutOfRange sets what a consumer does when its position is not in the log
-// (default [OutOfRangeOldest]). It reports an [OutOfRangeError] in any case.
+// (default [OutOfRangeOldest]). It reports an [OutOfRangeError] in any case. Where the
+// broker tells that the log is another than the one that was read it goes back to where
+// they part, unless it is to fail, and reports a [LogChangedError], which says more.
 func WithOutOfRange(p OutOfRangePolicy) ConsumerOption {
 	return consumerOption(func(c *config) { c.outOfRange = p })
 }

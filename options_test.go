@@ -31,6 +31,8 @@ func TestOptionLimits(t *testing.T) {
 		{WithRetryBackoff(-1), "WithRetryBackoff(-1ns)"},
 		{WithDeliveryTimeout(0), "WithDeliveryTimeout(0s)"},
 		{WithPartitioner(nil), "WithPartitioner(nil)"},
+		{WithAcks(-1), "WithAcks(Acks(-1))"},
+		{WithAcks(2), "WithAcks(Acks(2))"},
 		{WithStartOffset(-3), "WithStartOffset(-3)"},
 		{WithFetchMaxMessages(0), "WithFetchMaxMessages(0)"},
 		{WithFetchMinBytes(0), "WithFetchMinBytes(0)"},

@@ -33,6 +33,9 @@ type Receipt struct {
 	Partition int32
 	Offset    int64
 	Timestamp int64 // of the message, Unix milliseconds
+	// Acks is how well it was stored by then: never less than [WithAcks] asks for,
+	// and more where the broker does so anyway.
+	Acks Acks
 }
 
 // SyncProducer returns a producer. Its options override the client's; the error
@@ -124,12 +127,21 @@ func (p *SyncProducer) try(ctx context.Context, m *Message, req *produceRequest,
 		return Receipt{}, err
 	}
 	w.limit = time.Until(end)
-	r := route{topic: req.Topic, partition: req.Partition, repeatable: true, bounded: true}
+	r := route{topic: req.Topic, partition: req.Partition, repeatable: true, bounded: true, feature: p.needs()}
 	resp := newProduceResponse()
 	if err := p.client.round(ctx, r, w, req, resp); err != nil {
 		return Receipt{}, err
 	}
 	return receiptOf(req, resp)
+}
+
+// needs returns the feature without which a broker would give a weaker promise than
+// the producer is to have; "" for none.
+func (p *SyncProducer) needs() string {
+	if p.cfg.acks == AcksStored {
+		return ""
+	}
+	return featureAcks
 }
 
 // newProduceResponse returns what an answer without a payload leaves as it is.
@@ -138,14 +150,23 @@ func newProduceResponse() *produceResponse {
 }
 
 // receiptOf returns where the answer to req says that the message was stored. One
-// that does not say so, or speaks of another partition, is no receipt.
+// that does not say so, speaks of another partition, or of less than was asked for, is
+// no receipt.
 func receiptOf(req *produceRequest, resp *produceResponse) (Receipt, error) {
 	other := resp.Topic != "" && resp.Topic != req.Topic || req.Partition != PartitionAny && resp.Partition != req.Partition
 	if other || resp.Partition < 0 || resp.Offset < 0 {
 		return Receipt{}, fmt.Errorf("%w: Produce: the answer for %s/%d is of %s/%d, offset %d",
 			ErrMalformed, req.Topic, req.Partition, shorten(resp.Topic), resp.Partition, resp.Offset)
 	}
-	return Receipt{resp.Partition, resp.Offset, req.Timestamp}, nil
+	acks, err := parseAcks(resp.Acks)
+	if err != nil {
+		acks = AcksStored // A level of which nobody here knows what it is worth.
+	}
+	if req.Acks != "" && req.Acks != acks.wire() {
+		return Receipt{}, fmt.Errorf("%w: Produce: acks %q was asked for, the message at %s/%d, offset %d, is %s only",
+			ErrMalformed, req.Acks, req.Topic, resp.Partition, resp.Offset, acks)
+	}
+	return Receipt{resp.Partition, resp.Offset, req.Timestamp, acks}, nil
 }
 
 // sendName is how errors and Status call a send.
@@ -182,7 +203,7 @@ func (p *SyncProducer) request(m *Message, now time.Time) (*produceRequest, erro
 	}
 	return &produceRequest{
 		Topic: m.Topic, Partition: PartitionAny,
-		Key: m.Key, Value: m.Value, Headers: m.Headers, Timestamp: timestamp, ID: m.ID,
+		Key: m.Key, Value: m.Value, Headers: m.Headers, Timestamp: timestamp, ID: m.ID, Acks: p.cfg.acks.wire(),
 	}, nil
 }
 

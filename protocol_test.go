@@ -72,6 +72,13 @@ func goldenMessages() []goldenExchange {
 			req: &produceRequest{Topic: "orders", Key: []byte{}, Value: []byte{}, Timestamp: -1},
 		},
 		{
+			name: "produce-synced", kind: requestProduce,
+			req: &produceRequest{
+				Topic: "orders", Partition: 2, Value: []byte("hello"), Timestamp: 1700000000126, Acks: "synced",
+			},
+			resp: &produceResponse{Topic: "orders", Partition: 2, Offset: 1048579, Timestamp: 1700000000126, Acks: "synced"},
+		},
+		{
 			name: "fetch", kind: requestFetch,
 			req: &fetchRequest{Topic: "orders", Partition: 2, Offset: 1048576, MaxBytes: 1 << 20, MaxMessages: 500, MinBytes: 1, MaxWaitMs: 500},
 			resp: &fetchResponse{
@@ -107,6 +114,33 @@ func goldenMessages() []goldenExchange {
 			},
 		},
 		{
+			name: "fetch-of-known-log", kind: requestFetch,
+			req: &fetchRequest{
+				Topic: "orders", Partition: 2, Offset: 1048578, MaxBytes: 1 << 20, MaxMessages: 500, MinBytes: 1, MaxWaitMs: 500,
+				TopicID: ordersID, LastEpoch: 7,
+			},
+			resp: &fetchResponse{
+				Topic: "orders", Partition: 2, HighWaterMark: 1048579, LogStartOffset: 1040000, TopicID: ordersID, Epoch: 8,
+				Messages: []*Message{{
+					ID: "orders-2-1048578", Topic: "orders", Partition: 2, Value: []byte("hello"), Timestamp: 1700000000150, Offset: 1048578,
+				}},
+			},
+		},
+		{
+			name: "fetch-of-cut-log", kind: requestFetch,
+			resp: &fetchResponse{
+				Topic: "orders", Partition: 2, Messages: []*Message{}, HighWaterMark: 1048600, LogStartOffset: 1040000,
+				TopicID: ordersID, DivergedAt: ptr(1048570),
+			},
+		},
+		{
+			name: "fetch-of-topic-made-anew", kind: requestFetch,
+			resp: &fetchResponse{
+				Topic: "orders", Partition: 2, Messages: []*Message{}, HighWaterMark: 3,
+				TopicID: "e0c1d7a4-5b39-4f62-8a17-9d0e6c2b4f58",
+			},
+		},
+		{
 			name: "list-offsets", kind: requestListOffsets,
 			req: &listOffsetsRequest{Topic: "orders", Partitions: []int32{0, 2}, Timestamp: 1700000000000},
 			resp: &listOffsetsResponse{Topic: "orders", Offsets: []partitionOffset{
@@ -120,6 +154,11 @@ func goldenMessages() []goldenExchange {
 		},
 	}
 }
+
+// ordersID is the ID of topic orders.
+const ordersID = "5a7c1f0e-93d2-4b68-a4f1-2e8d6b90c3d7"
+
+func ptr(n int64) *int64 { return &n }
 
 func goldenTopics() []goldenExchange {
 	return []goldenExchange{
@@ -151,6 +190,14 @@ func goldenTopics() []goldenExchange {
 					{ID: 1, Leader: "node-1", Replicas: []string{"node-1"}},
 				},
 				Config: map[string]string{"retention.hours": "168"},
+			}}},
+		},
+		{
+			name: "metadata-with-id", kind: requestMetadata,
+			resp: &metadataResponse{Topics: []topicMetadata{{
+				Name:       "orders",
+				Partitions: []partitionMetadata{{ID: 0, Leader: "node-1", Replicas: []string{"node-1"}}},
+				TopicID:    ordersID,
 			}}},
 		},
 		{
@@ -357,6 +404,20 @@ func goldenMemberships() []goldenExchange {
 			},
 		},
 		{
+			name: "sync-group-of-known-topic", kind: requestSyncGroup,
+			resp: &syncGroupResponse{
+				Assignment: map[string][]int32{"orders": {0}}, Generation: 9,
+				Grants: []partitionGrant{{Topic: "orders", Partition: 0, Epoch: 31, Offset: 17, TopicID: ordersID}},
+			},
+		},
+		{
+			name: "commit-offset-of-known-log", kind: requestCommitOffset,
+			req: &commitOffsetRequest{
+				GroupID: group, MemberID: member, Generation: 9,
+				Offsets: []offsetToStore{{Topic: "orders", Partition: 0, Offset: 19, Epoch: 31, TopicID: ordersID, LastEpoch: 7}},
+			},
+		},
+		{
 			name: "heartbeat-held", kind: requestHeartbeat,
 			req:  &heartbeatRequest{GroupID: group, MemberID: member, Generation: 6, MaxWaitMs: 3000},
 			resp: &heartbeatResponse{Generation: 6},
@@ -391,6 +452,16 @@ func goldenCluster() []goldenExchange {
 				Nodes:    []nodeInfo{{ID: "node-1", Addr: "queue-1.example.com:8686"}, {ID: "node-2", Addr: "[2001:db8::2]:8686"}},
 				Protocol: "v1",
 				Features: []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups},
+				Limits:   &wireLimits{MaxFrameBytes: 16 << 20},
+			},
+		},
+		{
+			name: "cluster-info-with-acks", kind: requestClusterInfo,
+			resp: &clusterInfoResponse{
+				ClusterID: "robust-7d1f", NodeID: "node-1",
+				Nodes:    []nodeInfo{{ID: "node-1", Addr: "queue-1.example.com:8686"}, {ID: "node-2", Addr: "[2001:db8::2]:8686"}},
+				Protocol: "v1",
+				Features: []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups, featureAcks},
 				Limits:   &wireLimits{MaxFrameBytes: 16 << 20},
 			},
 		},

@@ -78,6 +78,7 @@ package robust
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -170,6 +171,29 @@ func (m *Message) Time() time.Time { return time.UnixMilli(m.Timestamp) }
 type TopicPartition struct {
 	Topic     string
 	Partition int32
+}
+
+// Acks is how well a message is stored when a broker acknowledges it.
+type Acks int
+
+const (
+	// AcksStored says that the broker has stored it as its [WithSync] says. That is
+	// the default.
+	AcksStored Acks = iota
+	// AcksSynced says that it has reached stable storage: it outlives a power failure.
+	AcksSynced
+)
+
+// String returns "stored" or "synced".
+func (a Acks) String() string {
+	switch a {
+	case AcksStored:
+		return "stored"
+	case AcksSynced:
+		return "synced"
+	default:
+		return "Acks(" + strconv.Itoa(int(a)) + ")"
+	}
 }
 
 // Status says in one sentence what a handle is doing or waiting for, and since

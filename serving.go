@@ -39,6 +39,9 @@ func (s *Session) begin() {
 func (s *Session) giveUpLocked(h *holding) {
 	delete(s.claims, h.of)
 	s.gaveUp[h.of] = s.seq
+	if h.topicID != "" {
+		s.former[h.of] = formerly{h.topicID, h.marks.position(), h.anew}
+	}
 	signal(s.work)
 }
 
@@ -46,8 +49,9 @@ func (s *Session) giveUpLocked(h *holding) {
 // It gives a revoked partition up after its marks are committed.
 func (s *Session) serve(h *holding) {
 	s.fixStart(h)
+	var readTo reached
 	for calls := 1; h.ctx.Err() == nil; calls++ {
-		s.consume(h)
+		readTo = s.consume(h, readTo)
 		if h.ctx.Err() == nil {
 			pause(h.ctx, nil, backoff{100 * time.Millisecond, time.Second}.before(calls))
 		}
@@ -93,8 +97,11 @@ func (s *Session) fixStart(h *holding) {
 	}
 }
 
-// consume has the handler work on one claim of a partition.
-func (s *Session) consume(h *holding) {
+// consume has the handler work on one claim of a partition, of whose log so much was read
+// before. It returns how much that is now. A claim ends with the log that it reads: when
+// another is there in its place, nobody is at work any more on what is gone, and what is
+// marked of it can be taken back.
+func (s *Session) consume(h *holding, readTo reached) reached {
 	cfg := *s.cfg
 	cfg.startOffset, cfg.startTime = h.start.offset, h.start.time
 	if marked := h.marks.position(); marked >= 0 {
@@ -102,6 +109,7 @@ func (s *Session) consume(h *holding) {
 	}
 	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, s.notice)}
 	c.consumer.taken = h.marks.take
+	c.consumer.fetch.continues(h.topicID, readTo)
 	h.end.consumer.Store(c.consumer)
 	c.consumer.start()
 	stop := context.AfterFunc(h.ctx, c.end)
@@ -110,7 +118,12 @@ func (s *Session) consume(h *holding) {
 	stop()
 	fault := c.consumer.fetch.ended()
 	c.end()
-	panicked, refused := (*PanicError)(nil), (*CommitError)(nil)
+	readTo = c.consumer.fetch.readTo()
+	panicked, refused, changed := (*PanicError)(nil), (*CommitError)(nil), (*LogChangedError)(nil)
+	if err := c.consumer.fetch.ended(); errors.As(err, &changed) {
+		fault = err // It may have come only after the handler had returned.
+		readTo = s.logChanged(h, changed, readTo)
+	}
 	switch {
 	case errors.As(err, &panicked):
 		s.end(err)
@@ -121,11 +134,34 @@ func (s *Session) consume(h *holding) {
 		s.report(h.failed(err))
 	case err != nil:
 		s.end(err)
+	case changed != nil && changed.MadeAnew:
+		// The topic of that name is granted by itself. Until then there is nothing to
+		// read, nor to report.
+		signal(s.work)
+		pause(h.ctx, nil, s.cfg.sessionTimeout)
+	case changed != nil && changed.To >= 0: // It is reported.
 	case fault != nil && !outdated(fault):
 		s.end(fault)
 	case fault == nil:
 		s.report(h.failed(errEarlyReturn))
 	}
+	return readTo
+}
+
+// logChanged notes that the log of a holding is another than the one that was read, of
+// which nobody handles anything any more. It returns what was read of the one that is
+// there.
+func (s *Session) logChanged(h *holding, changed *LogChangedError, readTo reached) reached {
+	if changed.MadeAnew {
+		s.mu.Lock()
+		h.anew = true
+		s.mu.Unlock()
+		return reached{}
+	}
+	if changed.To >= 0 {
+		h.marks.cut(changed.To)
+	}
+	return readTo.cut(changed.LostFrom)
 }
 
 // errEarlyReturn is a notice: a handler that returns does not end a claim.
@@ -228,6 +264,7 @@ func (s *Session) leave() {
 	if s.cfg.instanceID != "" || s.io.Err() != nil || addr == "" {
 		return
 	}
+	s.leaving.Store(true)
 	ctx, cancel := context.WithTimeout(s.io, leaveTimeout)
 	defer cancel()
 	err := s.ask(ctx, &leaveGroupRequest{GroupID: s.group, MemberID: s.MemberID()}, &leaveGroupResponse{})

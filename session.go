@@ -35,7 +35,9 @@ type Handler interface {
 	// An error ends Consume, unless the claim has ended or the error is that of a
 	// commit whose partitions have gone to others ([CommitError]). If it returns
 	// before its claim has ended otherwise, it is called again with a new claim that
-	// begins after what is marked.
+	// begins after what is marked. So it is when the log has lost its end
+	// ([LogChangedError]): the channel is closed and, once ConsumeClaim has returned,
+	// marks go back to where other messages stand now.
 	ConsumeClaim(s *Session, c *Claim) error
 }
 
@@ -73,8 +75,10 @@ type Session struct {
 	born    time.Time
 	settled func() bool // undoes what newSession has set up outside of the session
 
-	ctx    context.Context //nolint:containedctx // Session.Context
-	cancel context.CancelCauseFunc
+	ctx     context.Context //nolint:containedctx // Session.Context
+	cancel  context.CancelCauseFunc
+	leaving atomic.Bool // says goodbye, or has
+
 	// io ends when nothing may be sent for the membership any more: it is lost, or
 	// all is done. It outlives ctx, for the last commits.
 	io     context.Context //nolint:containedctx // ends requests
@@ -93,7 +97,8 @@ type Session struct {
 	claims   map[TopicPartition]*holding
 	seq      int64                    // of the last sync
 	gaveUp   map[TopicPartition]int64 // partitions given up, and seq at that time
-	pending  bool                     // others have to give up what is to come
+	former   map[TopicPartition]formerly
+	pending  bool // others have to give up what is to come
 	since    time.Time
 	missing  []string        // topics that are not there
 	computed *computedTarget // to be told with the next sync
@@ -105,6 +110,14 @@ type Session struct {
 	lost      error    // why the membership is gone
 	joined    []string // topics of the last join
 	rejoin    bool     // they are others by now
+}
+
+// formerly is what is remembered of a partition that was given up: its topic may be
+// another when it comes back.
+type formerly struct {
+	topicID  string
+	position int64 // behind what was marked; negative: nothing was
+	anew     bool  // that the topic is another is reported already
 }
 
 // Context ends with the session; [context.Cause] says why: the end of Consume's
@@ -143,8 +156,9 @@ func (s *Session) Claims() map[string][]int32 {
 
 // MarkMessage marks a message as handled, and with it all before it in its partition,
 // unless [WithContiguousMarks] is set. What is marked is committed by [WithAutoCommit]
-// or [Session.Commit], with metadata. Marks move forward only; one for a partition that
-// is not the member's any more does nothing.
+// or [Session.Commit], with metadata. Marks move forward only, but for those of messages
+// that the broker has lost; one for a partition that is not the member's any more does
+// nothing.
 //
 // Metadata has at most 4096 bytes; what is longer is cut. A mark beyond the high-water
 // mark does nothing, as does one of no message. Both are reported.
@@ -212,8 +226,11 @@ func (s *Session) commit(only *holding) error {
 		if only != nil && h != only {
 			continue
 		}
+		// Before the marks, which are cut before another claim begins to read: what was
+		// marked of a log that is gone must not be told without its epoch.
+		readTo := h.readTo()
 		if next, metadata, token, ok := h.marks.pending(); ok {
-			offset := offsetToStore{h.of.Topic, h.of.Partition, next, metadata, h.epoch}
+			offset := offsetToStore{h.of.Topic, h.of.Partition, next, metadata, h.epoch, h.topicID, readTo.before(next)}
 			pending = append(pending, pendingMark{h.marks, token, offset})
 		} else if h.marks.refused() {
 			refused.Fenced = append(refused.Fenced, h.of)
@@ -331,7 +348,8 @@ func (s *Session) ask(ctx context.Context, req request, resp response) error {
 // lostIf ends the session if err says that the group does not know the member any
 // more, or another of its instance ID better.
 func (s *Session) lostIf(err error) {
-	if errors.Is(err, ErrUnknownMember) || errors.Is(err, ErrFenced) {
+	// A member that leaves is unknown: a heartbeat under way may hear of it first.
+	if !s.leaving.Load() && (errors.Is(err, ErrUnknownMember) || errors.Is(err, ErrFenced)) {
 		s.lose(err)
 	}
 }

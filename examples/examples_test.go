@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ func TestExamples(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) { testEmbedded(t, dir) })
 	t.Run("sequence", func(t *testing.T) { testSequence(t, dir) })
 	t.Run("group", func(t *testing.T) { testGroup(t, dir) })
+	t.Run("kept", func(t *testing.T) { testKept(t, dir) })
 	t.Run("usage", func(t *testing.T) { testUsage(t, dir) })
 	t.Run("documented", func(t *testing.T) { testDocumented(t, dir) })
 }
@@ -308,6 +310,53 @@ func testGroup(t *testing.T, dir string) {
 	}
 }
 
+// testKept runs examples more than once over one directory.
+func testKept(t *testing.T, dir string) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there are no data directories on Windows")
+	}
+	data := filepath.Join(t.TempDir(), "queue")
+	for i := range 3 {
+		r := run(t, dir, "quickstart", "-data", data)
+		require.Zero(t, r.code, "%s", r.stderr)
+		require.Contains(t, r.stdout, quickstartDone)
+		want := "400 messages sent to topic demo\n"
+		if i > 0 {
+			want = fmt.Sprintf("found %d messages of earlier runs\n", 400*i) + want
+		}
+		require.True(t, strings.HasPrefix(r.stdout, want), r.stdout)
+	}
+
+	data = filepath.Join(t.TempDir(), "broker")
+	broker, addr := startBroker(t, dir, "-data", data, "-topic", "demo-topic:2")
+	against := func(example string, args ...string) string {
+		t.Helper()
+		r := run(t, dir, example, append([]string{"-brokers", addr}, args...)...)
+		require.Zero(t, r.code, "%s %v\n%s%s", example, args, r.stdout, r.stderr)
+		return r.stdout
+	}
+	against("producer/simple", "-n", "6")
+	require.Contains(t, against("consumer/group", "-n", "6"), "\n6 messages handled\n")
+
+	second := run(t, dir, "broker", "-addr", "127.0.0.1:0", "-data", data)
+	require.Equal(t, 1, second.code)
+	require.Contains(t, second.stderr, "data directory is in use")
+	r := run(t, dir, "quickstart", "-brokers", addr, "-data", data)
+	require.Equal(t, 1, r.code)
+	require.Contains(t, r.stderr, "-data is for the broker in this process")
+
+	_, code := broker.stop(t, os.Interrupt)
+	require.Zero(t, code, "%s", &broker.stderr)
+	broker, addr = startBroker(t, dir, "-data", data)
+	require.Contains(t, against("admin"), "topics: demo-topic\ndemo-topic has 2 partitions")
+	require.Contains(t, against("producer/simple", "-n", "1"), "offset 3  key user-0")
+	broker.stop(t, os.Kill)
+
+	_, addr = startBroker(t, dir, "-data", data)
+	// The group goes on behind what it had handled.
+	require.Regexp(t, `demo-topic/\d  offset 3  key user-0  value message 0\n`, against("consumer/group", "-n", "1"))
+}
+
 // testUsage covers what is wrong from the start.
 func testUsage(t *testing.T, dir string) {
 	for _, c := range []struct {
@@ -318,6 +367,7 @@ func testUsage(t *testing.T, dir string) {
 		{"quickstart", "-h", 0, "Usage: "},
 		{"admin", "-h", 0, "-delete"},
 		{"broker", "-h", 0, "-auto-create number"},
+		{"broker", "-h", 0, "-data directory"},
 		{"producer/simple", "-h", 0, "host:port[,host:port]"},
 		{"consumer/simple", "-h", 0, "oldest, newest or a number"},
 		{"consumer/group", "-h", 0, "finds its partitions again"},
@@ -345,7 +395,8 @@ func testUsage(t *testing.T, dir string) {
 }
 
 // testDocumented compares what the pages say that a command prints with what it
-// prints, but for times and what depends on them.
+// prints, but for times and what depends on them. The commands of a page that name one
+// directory have one.
 func testDocumented(t *testing.T, dir string) {
 	documented := regexp.MustCompile("(?m)^```sh\ngo run \\./examples/(.*)\n```\n\n```text\n((?:.*\n)*?)```$")
 	varies := regexp.MustCompile(`\d+(\.\d+)?(ns|µs|ms|s)\b|\d+ messages/s|fetches +\d+|high-water mark \d+`)
@@ -354,8 +405,15 @@ func testDocumented(t *testing.T, dir string) {
 		require.NoError(t, err)
 		commands := documented.FindAllSubmatch(text, -1)
 		require.NotEmpty(t, commands, page)
+		data := t.TempDir()
 		for _, c := range commands {
 			words := strings.Fields(string(c[1]))
+			if i := slices.Index(words, "-data"); i >= 0 {
+				if runtime.GOOS == "windows" {
+					continue // There are no data directories.
+				}
+				words[i+1] = filepath.Join(data, words[i+1])
+			}
 			r := run(t, dir, words[0], words[1:]...)
 			require.Equal(t,
 				varies.ReplaceAllString(string(c[2]), "?"),

@@ -15,8 +15,9 @@ import (
 )
 
 const about = `
-Broker serves clients on a TCP port until SIGINT or SIGTERM. It keeps topics and
-messages in memory: they are gone when it ends.
+Broker serves clients on a TCP port until SIGINT or SIGTERM. It keeps topics, messages
+and consumer groups in the directory of -data. Without it they are in memory, and gone
+when it ends.
 `
 
 // shutdownTimeout bounds the wait for requests that are under way at the end.
@@ -31,8 +32,9 @@ func main() {
 		return err
 	})
 	autoCreate := exampleutil.Int32Flag("auto-create", 0, "`number` of partitions of a topic that the first message to it creates; 0 creates none")
+	data := flag.String("data", "", "`directory` to keep everything in (default: in memory)")
 	exampleutil.Main(about, func(ctx context.Context) error {
-		return run(ctx, *addr, append(options, robust.WithAutoCreateTopics(*autoCreate)))
+		return run(ctx, *addr, append(options, robust.WithAutoCreateTopics(*autoCreate), robust.WithDataDir(*data)))
 	})
 }
 

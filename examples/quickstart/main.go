@@ -23,7 +23,8 @@ import (
 const about = `
 Quickstart sends every line of a file to a topic, reads all of its partitions back,
 and fails if a message is missing or if messages of one key are out of order. The key
-is what stands before the first comma of a line.
+is what stands before the first comma of a line. Over a directory (-data) it finds the
+messages of earlier runs.
 `
 
 // orders is the file that is sent unless -file names another.
@@ -37,6 +38,7 @@ type options struct {
 	partitions int32
 	file       string
 	chunk      int
+	data       string
 	timeout    time.Duration
 }
 
@@ -46,6 +48,7 @@ func main() {
 	partitions := exampleutil.Int32Flag("partitions", 3, "`number` of partitions of a new topic")
 	flag.StringVar(&o.file, "file", "", "`file` to send (default: 400 orders that come with the program)")
 	flag.IntVar(&o.chunk, "chunk", 100, "`number` of messages in one SendMessages")
+	flag.StringVar(&o.data, "data", "", "`directory` in which the broker in this process keeps messages (default: in memory)")
 	flag.DurationVar(&o.timeout, "timeout", time.Minute, "`time` after which to give up")
 	exampleutil.Main(about, func(ctx context.Context) error {
 		o.partitions = *partitions
@@ -57,6 +60,9 @@ func run(ctx context.Context, o options) error {
 	if o.chunk <= 0 {
 		return fmt.Errorf("-chunk %d: want more than 0", o.chunk)
 	}
+	if o.data != "" && !o.brokers.Embedded() {
+		return errors.New("-data is for the broker in this process, -brokers for others")
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	lines, err := readLines(o.file)
@@ -64,7 +70,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 
-	client, err := robust.New(o.brokers.Option())
+	client, err := robust.New(o.brokers.Option(robust.WithDataDir(o.data)))
 	if err != nil {
 		return err
 	}
@@ -77,13 +83,14 @@ func run(ctx context.Context, o options) error {
 	if !created {
 		slog.Info("topic is there already", "topic", o.topic, "partitions", partitions)
 	}
-	// Whatever the topic holds already lies below its present high-water marks.
-	from, err := admin.ListOffsets(ctx, o.topic, time.Now().Add(time.Hour))
+	from, earlier, err := ends(ctx, admin, o.topic)
 	if errors.Is(err, robust.ErrUnsupported) {
 		slog.Info("the broker cannot list offsets: reading from the start")
-		from = nil
 	} else if err != nil {
 		return err
+	}
+	if earlier > 0 {
+		fmt.Printf("found %d messages of earlier runs\n", earlier)
 	}
 
 	sent := messages(o.topic, lines)
@@ -116,6 +123,23 @@ func run(ctx context.Context, o options) error {
 	}
 	fmt.Printf("nothing is missing, and each of %d keys is in order\n", keys)
 	return nil
+}
+
+// ends returns the high-water marks of a topic's partitions, below which lies whatever
+// they hold already, and how many messages that are.
+func ends(ctx context.Context, admin *robust.AdminClient, topic string) (from map[int32]int64, earlier int64, err error) {
+	oldest, err := admin.ListOffsets(ctx, topic, time.Time{})
+	if err != nil {
+		return nil, 0, err
+	}
+	from, err = admin.ListOffsets(ctx, topic, time.Now().Add(time.Hour))
+	if err != nil {
+		return nil, 0, err
+	}
+	for partition, end := range from {
+		earlier += end - oldest[partition]
+	}
+	return from, earlier, nil
 }
 
 // readLines returns the lines of a file, or of the orders.

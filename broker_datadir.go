@@ -1,0 +1,404 @@
+package robust
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// A data directory has
+//
+//	lock                                  who works in it
+//	robust.json                           who the broker is
+//	groups/                               the log of consumer groups (broker_journal.go)
+//	topics/NAME@ID/topic.json             a topic
+//	topics/NAME@ID/PARTITION/*.log, *.index, start.json
+//	trash/                                topics that are being deleted
+//
+// The name in a directory's is for people; topic.json has the one that counts.
+const (
+	lockName     = "lock"
+	identityName = "robust.json"
+	topicsName   = "topics"
+	trashName    = "trash"
+	topicName    = "topic.json"
+)
+
+// dataDir is a [Storage] in a directory.
+type dataDir struct {
+	store *logStore
+	dir   string
+	held  io.Closer // the lock
+	id    BrokerIdentity
+	done  chan struct{} // closed by Close, ends the store's goroutine
+
+	groups *journal
+
+	// changing is a token: topics are made and removed one at a time.
+	changing chan struct{}
+
+	mu     sync.Mutex // guards the following; not held across I/O
+	topics map[string]*storedTopicDir
+	logs   map[*diskLog]struct{}
+	closed bool
+}
+
+// storedTopicDir is a topic and where it is.
+type storedTopicDir struct {
+	topic StoredTopic
+	dir   string
+}
+
+// openDataDir opens a data directory, which is made if it is not there.
+func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) (*dataDir, error) {
+	for _, d := range []string{dir, filepath.Join(dir, topicsName), filepath.Join(dir, trashName)} {
+		if err := makeDir(files, d); err != nil {
+			return nil, storageError(err)
+		}
+	}
+	held, err := lockDataDir(files, dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &dataDir{
+		store: newLogStore(files, policy, warn), dir: dir, held: held,
+		done: make(chan struct{}), changing: make(chan struct{}, 1),
+		topics: make(map[string]*storedTopicDir), logs: make(map[*diskLog]struct{}),
+	}
+	d.store.running.Go(func() { d.store.run(d.done) })
+	if err := d.load(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// lockHolder is what a broker leaves in the lock file for others to read.
+type lockHolder struct {
+	PID   int       `json:"pid"`
+	Host  string    `json:"host"`
+	Since time.Time `json:"since"`
+}
+
+func lockDataDir(files fileSystem, dir string) (io.Closer, error) {
+	host, _ := os.Hostname() // Only shown.
+	content, err := json.Marshal(lockHolder{os.Getpid(), host, time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return nil, err
+	}
+	held, holder, err := files.lock(filepath.Join(dir, lockName), append(content, '\n'))
+	if !errors.Is(err, ErrDataDirInUse) {
+		return held, storageError(err)
+	}
+	var h lockHolder
+	if json.Unmarshal(holder, &h) != nil || h.PID == 0 {
+		return nil, fmt.Errorf("%w: %s", ErrDataDirInUse, dir)
+	}
+	return nil, fmt.Errorf("%w: %s: by process %d on %s since %s", ErrDataDirInUse, dir, h.PID, h.Host, h.Since.Format(time.DateTime))
+}
+
+// load reads what the directory has.
+func (d *dataDir) load() error {
+	files := d.store.files
+	if err := d.loadIdentity(); err != nil {
+		return err
+	}
+	root := filepath.Join(d.dir, topicsName)
+	infos, err := files.list(root)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, info := range infos {
+		dir := filepath.Join(root, info.name)
+		if !info.dir {
+			continue // Nobody knows whose it is.
+		}
+		// What is found now is relied on, also if it was made just before a crash.
+		if err := files.syncDir(dir); err != nil {
+			return storageError(err)
+		}
+		var t StoredTopic
+		err := readJSON(files, filepath.Join(dir, topicName), &t)
+		if errors.Is(err, os.ErrNotExist) {
+			if err := d.discardUnfinished(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if other := d.topics[t.Name]; other != nil {
+			return fmt.Errorf("%w: %s and %s are both topic %q", ErrCorrupt, other.dir, dir, t.Name)
+		}
+		d.topics[t.Name] = &storedTopicDir{t, dir}
+	}
+	trash := filepath.Join(d.dir, trashName)
+	leftovers, err := files.list(trash)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, info := range leftovers {
+		d.empty(filepath.Join(trash, info.name))
+	}
+	d.groups, err = openJournal(context.Background(), d.store, filepath.Join(d.dir, groupsName), d.topicIDs())
+	return err
+}
+
+// discardUnfinished removes the directory of a topic that was being made, of which nobody
+// has heard.
+func (d *dataDir) discardUnfinished(dir string) error {
+	infos, err := d.store.files.list(dir)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, info := range infos {
+		if info.dir {
+			return &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
+		}
+	}
+	return storageError(removeAll(d.store.files, dir))
+}
+
+func (d *dataDir) topicIDs() map[string]bool {
+	ids := make(map[string]bool, len(d.topics))
+	for _, t := range d.topics {
+		ids[t.topic.ID] = true
+	}
+	return ids
+}
+
+func (d *dataDir) loadIdentity() error {
+	path := filepath.Join(d.dir, identityName)
+	var kept storedIdentity
+	err := readJSON(d.store.files, path, &kept)
+	if errors.Is(err, os.ErrNotExist) {
+		kept = storedIdentity{ClusterID: uuid.NewString(), NodeID: uuid.NewString()}
+	} else if err != nil {
+		return err
+	}
+	kept.Epoch++
+	d.id = BrokerIdentity{kept.ClusterID, kept.NodeID}
+	d.store.epoch = kept.Epoch
+	return storageError(replaceJSON(d.store.files, path, kept))
+}
+
+// storedIdentity is who the broker is. Epoch counts how often the directory was opened:
+// what a log has lost may be all that tells the last epoch.
+type storedIdentity struct {
+	ClusterID string `json:"cluster_id"`
+	NodeID    string `json:"node_id"`
+	Epoch     int32  `json:"epoch"`
+}
+
+func (d *dataDir) Identity(context.Context) (BrokerIdentity, error) { return d.id, nil }
+
+func (d *dataDir) Topics(context.Context) ([]StoredTopic, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var topics []StoredTopic
+	for _, t := range d.topics {
+		topics = append(topics, t.topic)
+	}
+	return topics, nil
+}
+
+// change runs f, which makes or removes a topic, alone.
+func (d *dataDir) change(ctx context.Context, f func() error) error {
+	select {
+	case d.changing <- struct{}{}:
+		defer func() { <-d.changing }()
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+	d.mu.Lock()
+	closed := d.closed
+	d.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
+	return storageError(f())
+}
+
+func (d *dataDir) PutTopic(ctx context.Context, t StoredTopic) error {
+	return d.change(ctx, func() error {
+		t.Config = maps.Clone(t.Config)
+		d.mu.Lock()
+		known := d.topics[t.Name]
+		d.mu.Unlock()
+		if known != nil && known.topic.ID == t.ID {
+			if err := replaceJSON(d.store.files, filepath.Join(known.dir, topicName), t); err != nil {
+				return err
+			}
+			d.mu.Lock()
+			d.topics[t.Name] = &storedTopicDir{t, known.dir}
+			d.mu.Unlock()
+			return nil
+		}
+		dir := filepath.Join(d.dir, topicsName, topicDirName(t))
+		if err := makeDir(d.store.files, dir); err != nil {
+			return err
+		}
+		if err := replaceJSON(d.store.files, filepath.Join(dir, topicName), t); err != nil {
+			return errors.Join(err, removeAll(d.store.files, dir))
+		}
+		d.mu.Lock()
+		d.topics[t.Name] = &storedTopicDir{t, dir}
+		d.mu.Unlock()
+		return nil
+	})
+}
+
+// topicDirName is a directory for a topic, not too long for a file system, and unlike that
+// of any other also where upper and lower case are the same.
+func topicDirName(t StoredTopic) string {
+	const most = 150
+	safe := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if r < 128 && (r == '.' || r == '_' || r == '-' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z') {
+				return r
+			}
+			return '_'
+		}, s[:min(len(s), most)])
+	}
+	return safe(t.Name) + "@" + safe(t.ID)
+}
+
+func (d *dataDir) DeleteTopic(ctx context.Context, name string) error {
+	return d.change(ctx, func() error {
+		d.mu.Lock()
+		t := d.topics[name]
+		d.mu.Unlock()
+		if t == nil {
+			return nil
+		}
+		// With its name it is gone; the rest takes its time.
+		trash := filepath.Join(d.dir, trashName, uuid.NewString())
+		if err := d.store.files.rename(t.dir, trash); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		delete(d.topics, name)
+		d.mu.Unlock()
+		err := errors.Join(
+			d.store.files.syncDir(filepath.Join(d.dir, topicsName)),
+			d.groups.forgetTopic(context.WithoutCancel(ctx), t.topic.ID))
+		d.empty(trash)
+		if err != nil {
+			return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)
+		}
+		return nil
+	})
+}
+
+// empty removes what is left of a deleted topic, in the background.
+func (d *dataDir) empty(trash string) {
+	d.store.running.Go(func() {
+		if err := removeAll(d.store.files, trash); err != nil {
+			d.store.warn.warn("files of a deleted topic cannot be removed", trash, "dir", trash, "error", err)
+		}
+	})
+}
+
+func (d *dataDir) OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
+	d.mu.Lock()
+	known := d.topics[t.Name]
+	closed := d.closed
+	d.mu.Unlock()
+	switch {
+	case closed:
+		return nil, ErrClosed
+	case known == nil || known.topic.ID != t.ID:
+		return nil, fmt.Errorf("%w: %s", ErrTopicNotFound, t.Name)
+	}
+	dir := filepath.Join(known.dir, strconv.Itoa(int(partition)))
+	name := t.Name + "/" + strconv.Itoa(int(partition))
+	l, err := openLog(ctx, d.store, dir, name, segmentHeader{topicID: t.ID, partition: partition}, c, advanced)
+	if err != nil {
+		return nil, fmt.Errorf("partition %d: %w", partition, err)
+	}
+	d.mu.Lock()
+	closed = d.closed
+	if !closed {
+		d.logs[l] = struct{}{}
+	}
+	d.mu.Unlock()
+	if closed {
+		return nil, errors.Join(ErrClosed, l.Close())
+	}
+	return &dataDirLog{l, d}, nil
+}
+
+// dataDirLog is a log that its data directory forgets when it is closed.
+type dataDirLog struct {
+	*diskLog
+	d *dataDir
+}
+
+func (l *dataDirLog) Close() error {
+	l.d.mu.Lock()
+	delete(l.d.logs, l.diskLog)
+	l.d.mu.Unlock()
+	return l.diskLog.Close()
+}
+
+func (d *dataDir) Groups(context.Context) ([]StoredGroup, error) { return d.groups.all(), nil }
+
+func (d *dataDir) PutGroup(ctx context.Context, id string, state []byte) error {
+	return d.groups.putState(ctx, id, state)
+}
+
+func (d *dataDir) PutOffsets(ctx context.Context, id string, offsets []StoredOffset) error {
+	return d.groups.putOffsets(ctx, id, offsets)
+}
+
+func (d *dataDir) DeleteGroup(ctx context.Context, id string) error {
+	return d.groups.deleteGroup(ctx, id)
+}
+
+// Close closes every log, and gives the directory up.
+func (d *dataDir) Close() error {
+	d.changing <- struct{}{} // A topic that is being made or removed comes first.
+	defer func() { <-d.changing }()
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	logs := slices.Collect(maps.Keys(d.logs))
+	d.mu.Unlock()
+	var mu sync.Mutex
+	var errs []error
+	var closing sync.WaitGroup
+	slots := make(chan struct{}, maxSyncs)
+	for _, l := range logs {
+		slots <- struct{}{}
+		closing.Go(func() {
+			defer func() { <-slots }()
+			if err := l.Close(); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	closing.Wait()
+	if d.groups != nil {
+		errs = append(errs, d.groups.close())
+	}
+	close(d.done)
+	d.store.running.Wait()
+	return errors.Join(append(errs, d.held.Close())...)
+}

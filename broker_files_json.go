@@ -1,0 +1,143 @@
+package robust
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+)
+
+const (
+	// dataFormat is the version of what is kept as JSON.
+	dataFormat = 1
+	// temporarySuffix is added to the names of files that are not complete yet.
+	temporarySuffix = ".tmp"
+)
+
+// sealedJSON is how values are kept in files: with a format and a checksum.
+type sealedJSON struct {
+	Format int             `json:"format"`
+	CRC    uint32          `json:"crc32c"` // of data, as it stands there
+	Data   json.RawMessage `json:"data"`
+}
+
+// replaceJSON keeps a value in a file, in place of what it had.
+func replaceJSON(files fileSystem, path string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	sealed, err := json.Marshal(sealedJSON{dataFormat, crc32.Checksum(data, castagnoli), data})
+	if err != nil {
+		return err
+	}
+	return replaceFile(files, path, append(sealed, '\n'))
+}
+
+// replaceFile gives a file other content, at once: after a crash it has the old or the
+// new.
+func replaceFile(files fileSystem, path string, data []byte) error {
+	temporary := path + temporarySuffix
+	f, err := files.open(temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	if err == nil {
+		err = f.sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = files.rename(temporary, path)
+	}
+	if err != nil {
+		return errors.Join(err, files.remove(temporary))
+	}
+	return files.syncDir(filepath.Dir(path))
+}
+
+// readJSON reads what replaceJSON has kept.
+func readJSON(files fileSystem, path string, value any) error {
+	data, err := readFile(files, path)
+	if err != nil {
+		return storageError(err)
+	}
+	corrupt := func(reason string) error {
+		return &CorruptError{File: path, From: -1, To: -1, Reason: reason}
+	}
+	var sealed sealedJSON
+	if err := json.Unmarshal(data, &sealed); err != nil {
+		return corrupt(err.Error())
+	}
+	switch {
+	case crc32.Checksum(sealed.Data, castagnoli) != sealed.CRC:
+		return corrupt("checksum is wrong")
+	case sealed.Format != dataFormat:
+		return fmt.Errorf("%w: %s has format %d, known is %d", ErrUnsupported, path, sealed.Format, dataFormat)
+	}
+	if err := json.Unmarshal(sealed.Data, value); err != nil {
+		return corrupt(err.Error())
+	}
+	return nil
+}
+
+// readFile returns the content of a file that was kept with replaceFile.
+func readFile(files fileSystem, path string) ([]byte, error) {
+	const most = 16 << 20
+	f, err := files.open(path, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.size()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	data := make([]byte, min(size, most))
+	n, err := f.ReadAt(data, 0)
+	if isEOF(err) {
+		err = nil
+	}
+	return data[:n], errors.Join(err, f.Close())
+}
+
+// makeDir makes a directory that may be there, and what it is in.
+func makeDir(files fileSystem, dir string) error {
+	err := files.mkdir(dir)
+	if errors.Is(err, os.ErrNotExist) && filepath.Dir(dir) != dir {
+		if err := makeDir(files, filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = files.mkdir(dir)
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	// One that is there may have been made just before a crash.
+	return files.syncDir(filepath.Dir(dir))
+}
+
+// removeAll removes a file or a directory with what is in it.
+func removeAll(files fileSystem, path string) error {
+	infos, err := files.list(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		for _, info := range infos {
+			inner := filepath.Join(path, info.name)
+			if info.dir {
+				err = removeAll(files, inner)
+			} else {
+				err = files.remove(inner)
+			}
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	if err := files.remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+//go:build darwin || dragonfly || freebsd || illumos || linux || netbsd || openbsd
+
+package robust
+
+import (
+	"errors"
+	"io"
+	"math"
+	"os"
+	"syscall"
+)
+
+func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		holder, _ = io.ReadAll(io.LimitReader(f, 1<<10)) // It only serves the message.
+		return nil, holder, errors.Join(ErrDataDirInUse, f.Close())
+	case err != nil:
+		return nil, nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
+	}
+	// The file stays when the lock is given up: another may be about to take it.
+	if err = f.Truncate(0); err == nil {
+		_, err = f.WriteAt(content, 0)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, nil, nil
+}
+
+// openFileLimit returns how many files the process may have open, as far as is known.
+func openFileLimit() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return math.MaxInt32
+	}
+	return int(min(uint64(limit.Cur), math.MaxInt32)) //nolint:unconvert // signed on some systems
+}

@@ -1,0 +1,291 @@
+package robust
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// journal keeps consumer groups in a log of their own: what changes is appended, and the
+// last word counts. When most of the log is out of date all that still counts is appended
+// again, and the rest removed. A record's key says what it is; its value is JSON.
+type journal struct {
+	log *diskLog
+
+	// changing is a token: what is appended, and what is remembered of it, come in
+	// the same order.
+	changing chan struct{}
+
+	mu     sync.Mutex // guards the following
+	groups map[string]*memoryGroup
+	live   int64 // bytes that count, about
+	total  int64 // bytes in the log, about
+}
+
+// Keys of a journal's records.
+const (
+	journalState   = "state"   // of a group; its last
+	journalOffsets = "offsets" // that a group has committed
+	journalDelete  = "delete"  // of a group
+	journalTopic   = "topic"   // that is gone, and offsets with it
+)
+
+// groupsName is the directory of the journal in a data directory, and stands for a topic in
+// the headers of its files.
+const groupsName = "groups"
+
+const (
+	journalSegment = 16 << 20
+	// journalSlack is what a journal has at least before it is written anew.
+	journalSlack = 4 << 20
+	// journalBatch is how many offsets a record has at most.
+	journalBatch = 1000
+)
+
+// journalEntry is a record's value.
+type journalEntry struct {
+	Group   string         `json:"group,omitempty"`
+	State   []byte         `json:"state,omitempty"`
+	Offsets []StoredOffset `json:"offsets,omitempty"`
+	TopicID string         `json:"topic_id,omitempty"`
+}
+
+// openJournal reads a journal. Offsets of topics that are not known are forgotten.
+func openJournal(ctx context.Context, store *logStore, dir string, topics map[string]bool) (*journal, error) {
+	config := LogConfig{SegmentBytes: journalSegment}
+	l, err := openLog(ctx, store, dir, "consumer groups", segmentHeader{topicID: groupsName}, config, func() {})
+	if err != nil {
+		return nil, fmt.Errorf("consumer groups: %w", err)
+	}
+	j := &journal{log: l, changing: make(chan struct{}, 1), groups: make(map[string]*memoryGroup)}
+	if err := j.read(ctx); err != nil {
+		_ = l.Close() // What was read tells more.
+		return nil, fmt.Errorf("consumer groups: %w", err)
+	}
+	for _, g := range j.groups {
+		maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return !topics[key.id] })
+	}
+	j.live = j.measure()
+	return j, nil
+}
+
+// read brings back what the log has.
+func (j *journal) read(ctx context.Context) error {
+	offset, end := j.log.Bounds()
+	for offset < end {
+		r, err := j.log.Read(ctx, offset, scanBytes)
+		if err != nil {
+			return err
+		}
+		for rest := r.Batches; len(rest) > 0; {
+			b := cutBatch(rest)
+			rest = rest[len(b):]
+			j.total += int64(len(b))
+			offset = b.nextOffset()
+			records := b.records()
+			var m Message
+			for {
+				more, err := records.next(&m)
+				if err == nil && more {
+					err = j.replay(&m)
+				}
+				if err != nil {
+					r.Release()
+					return fmt.Errorf("record at offset %d: %w", m.Offset, err)
+				}
+				if !more {
+					break
+				}
+			}
+		}
+		r.Release()
+	}
+	return nil
+}
+
+func (j *journal) replay(m *Message) error {
+	var e journalEntry
+	if err := json.Unmarshal(m.Value, &e); err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return j.apply(string(m.Key), &e)
+}
+
+// apply remembers what an entry says.
+func (j *journal) apply(kind string, e *journalEntry) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch kind {
+	case journalState:
+		j.groupLocked(e.Group).state = e.State
+	case journalOffsets:
+		g := j.groupLocked(e.Group)
+		for _, o := range e.Offsets {
+			g.offsets[memoryKey{o.TopicID, o.Partition}] = o
+		}
+	case journalDelete:
+		delete(j.groups, e.Group)
+	case journalTopic:
+		for _, g := range j.groups {
+			maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return key.id == e.TopicID })
+		}
+	default:
+		return fmt.Errorf("%w: a record %q", ErrUnsupported, shorten(kind))
+	}
+	return nil
+}
+
+// groupLocked returns a group, which is made if it is new.
+func (j *journal) groupLocked(id string) *memoryGroup {
+	g := j.groups[id]
+	if g == nil {
+		g = &memoryGroup{offsets: make(map[memoryKey]StoredOffset)}
+		j.groups[id] = g
+	}
+	return g
+}
+
+func (j *journal) all() []StoredGroup {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var groups []StoredGroup
+	for id, g := range j.groups {
+		groups = append(groups, StoredGroup{ID: id, State: slices.Clone(g.state), Offsets: slices.Collect(maps.Values(g.offsets))})
+	}
+	return groups
+}
+
+func (j *journal) putState(ctx context.Context, id string, state []byte) error {
+	return j.put(ctx, journalState, journalEntry{Group: id, State: slices.Clone(state)})
+}
+
+func (j *journal) putOffsets(ctx context.Context, id string, offsets []StoredOffset) error {
+	var entries []journalEntry
+	for chunk := range slices.Chunk(offsets, journalBatch) {
+		entries = append(entries, journalEntry{Group: id, Offsets: slices.Clone(chunk)})
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	return j.put(ctx, journalOffsets, entries...)
+}
+
+func (j *journal) deleteGroup(ctx context.Context, id string) error {
+	return j.put(ctx, journalDelete, journalEntry{Group: id})
+}
+
+func (j *journal) forgetTopic(ctx context.Context, id string) error {
+	return j.put(ctx, journalTopic, journalEntry{TopicID: id})
+}
+
+// put appends entries of one kind, all of them or none, and remembers them.
+func (j *journal) put(ctx context.Context, kind string, entries ...journalEntry) error {
+	batch, err := encodeEntries(kind, entries)
+	if err != nil {
+		return err
+	}
+	select {
+	case j.changing <- struct{}{}:
+		defer func() { <-j.changing }()
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+	if err := j.append(batch, AcksStored); err != nil {
+		return err
+	}
+	for i := range entries {
+		if err := j.apply(kind, &entries[i]); err != nil {
+			return err
+		}
+	}
+	j.compact()
+	return nil
+}
+
+func encodeEntries(kind string, entries []journalEntry) ([]byte, error) {
+	messages := make([]*Message, len(entries))
+	for i := range entries {
+		value, err := json.Marshal(&entries[i])
+		if err != nil {
+			return nil, err
+		}
+		messages[i] = &Message{Key: []byte(kind), Value: value}
+	}
+	return appendBatch(nil, messages...), nil
+}
+
+// append appends a batch and waits for it, whatever may end meanwhile: what is remembered
+// must be what is stored.
+func (j *journal) append(batch []byte, acks Acks) error {
+	stored := make(chan error, 1)
+	j.log.Append(batch, acks, func(r AppendResult) { stored <- r.Err })
+	err := <-stored
+	if err == nil {
+		j.total += int64(len(batch))
+	}
+	return err
+}
+
+// measure returns about how many bytes of a log all that counts takes.
+func (j *journal) measure() (n int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for id, g := range j.groups {
+		n += int64(len(id)) + int64(len(g.state))*4/3 + batchHeaderSize
+		for _, o := range g.offsets {
+			n += int64(len(o.Topic)+len(o.TopicID)+len(o.Metadata)) + 80
+		}
+	}
+	return n
+}
+
+// compact writes what counts anew if most of the log does not; the caller has the token.
+// Whenever it stops, the log still says the same.
+func (j *journal) compact() {
+	if j.total < journalSlack+4*j.live {
+		return
+	}
+	err := j.rewrite()
+	j.live = j.measure()
+	if err == nil {
+		j.total = j.live
+		return
+	}
+	j.live = max(j.live, j.total/4) // Not to be tried again with every change.
+	j.log.store.warn.warn("consumer groups cannot be compacted", "", "error", err)
+}
+
+func (j *journal) rewrite() error {
+	if err := j.log.exclusive(j.log.roll); err != nil {
+		return err
+	}
+	_, from := j.log.Bounds()
+	for _, g := range j.all() {
+		batch, err := encodeEntries(journalState, []journalEntry{{Group: g.ID, State: g.State}})
+		if err != nil {
+			return err
+		}
+		if err := j.append(batch, AcksStored); err != nil {
+			return err
+		}
+		for chunk := range slices.Chunk(g.Offsets, journalBatch) {
+			batch, err := encodeEntries(journalOffsets, []journalEntry{{Group: g.ID, Offsets: chunk}})
+			if err != nil {
+				return err
+			}
+			if err := j.append(batch, AcksStored); err != nil {
+				return err
+			}
+		}
+	}
+	return j.log.drop(from)
+}
+
+func (j *journal) close() error {
+	j.changing <- struct{}{}
+	defer func() { <-j.changing }()
+	return j.log.Close()
+}

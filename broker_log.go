@@ -1,0 +1,321 @@
+package robust
+
+import (
+	"context"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// diskLog is a partition's log on disk. Appends wait in a queue; whoever finds nobody at
+// work writes what has gathered there, so that one goroutine at a time changes the log
+// (see broker_log_write.go). Syncing is another's job, whoever has the token (see
+// broker_log_sync.go), and goes on beside it. Readers look at a view, which is replaced,
+// never changed, and wait for nobody.
+type diskLog struct {
+	store    *logStore
+	name     string        // for those who read the log's messages
+	dir      string        // where its segments are
+	header   segmentHeader // without base offset
+	advanced func()
+	sync     func() // syncs what has been written; for the store
+
+	config  atomic.Pointer[LogConfig]
+	visible atomic.Pointer[logView] // what may be read
+	ended   atomic.Bool             // closed: nothing may be read any more
+	hints   [4]atomic.Pointer[readHint]
+	turn    atomic.Uint32 // of hints
+
+	// syncing is a token: syncs, and writes to the files of indexes, come one at a time.
+	// synced, the place up to which all is on stable storage, belongs to it, and so
+	// does noted, the position of the last index entry of the last segment that says so.
+	syncing chan struct{}
+	synced  syncPoint
+	noted   int64
+	named   bool       // the name of the directory has reached stable storage
+	clean   indexEntry // the log's end when it was opened, if that is in its index
+
+	mu      sync.Mutex // guards the following; not held across I/O
+	queue   []*logJob
+	working bool // somebody works on the queue
+	writing bool // and is writing to the last segment
+	closed  bool // no append is taken
+	written *logView
+	waiters []*logJob // written appends that wait for a sync, in order
+
+	// The following belong to whoever works.
+	epoch  int32 // of what is appended
+	made   bool  // the directory is there
+	torn   bool  // there may be bytes behind the last batch
+	sealed bool  // nothing more may be written to the last segment
+}
+
+// logView is a log as it was at one moment. It is not changed once others know it.
+type logView struct {
+	segments []*segment // oldest first
+	start    int64      // oldest offset that may be read
+	first    int64      // append time of the last segment's first batch; 0 while it is empty
+	last     indexEntry // the end of the log, in the last segment
+}
+
+// syncPoint is a place in a log; segment is the base offset of the segment it is in.
+type syncPoint struct {
+	segment int64
+	at      indexEntry
+}
+
+// readHint remembers where a read ended, since the next one mostly goes on there.
+type readHint struct {
+	segment *segment
+	offset  int64
+	pos     int64
+}
+
+// logStore is what the logs of a data directory share.
+type logStore struct {
+	files  fileSystem
+	cache  *fileCache
+	policy SyncPolicy
+	warn   *warner
+	epoch  int32 // of logs that are opened now, at least
+
+	unsaved chan struct{}  // holds a token for each segment that is kept open until it is synced
+	hungry  atomic.Int64   // how many wait for a token of unsaved
+	running sync.WaitGroup // goroutines of the store and its logs
+	buffers sync.Pool      // of *[]byte, for reads
+	kick    chan struct{}  // has the dirty logs synced at once
+
+	mu      sync.Mutex // guards the following
+	dirty   map[*diskLog]struct{}
+	due     []*diskLog            // to be synced now, in order
+	queued  map[*diskLog]struct{} // those in due
+	workers int                   // goroutines that sync what is due
+}
+
+const (
+	// maxOpenFiles is how many files of a data directory are kept open, unless the
+	// process may have less than twice as many. Those that were written to and not
+	// synced yet are at most half of them.
+	maxOpenFiles = 4096
+	// maxSyncs is how many logs are synced at a time: each takes a thread.
+	maxSyncs = 16
+	// maxPooledRead is the largest buffer that is kept for another read.
+	maxPooledRead = 2 << 20
+)
+
+func newLogStore(files fileSystem, policy SyncPolicy, warn *warner) *logStore {
+	open := max(4, min(maxOpenFiles, openFileLimit()/2))
+	return &logStore{
+		files: files, cache: newFileCache(files, open), policy: policy, warn: warn,
+		unsaved: make(chan struct{}, open/2), kick: make(chan struct{}, 1),
+		dirty: make(map[*diskLog]struct{}), queued: make(map[*diskLog]struct{}),
+	}
+}
+
+// markDirty has a log synced when its time has come.
+func (s *logStore) markDirty(l *diskLog) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirty[l] = struct{}{}
+}
+
+// syncSoon has a log synced as soon as it is its turn.
+func (s *logStore) syncSoon(l *diskLog) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, already := s.queued[l]; already {
+		return
+	}
+	s.queued[l] = struct{}{}
+	s.due = append(s.due, l)
+	if s.workers < maxSyncs {
+		s.workers++
+		s.running.Go(s.work)
+	}
+}
+
+// work syncs what is due, until nothing is.
+func (s *logStore) work() {
+	for {
+		s.mu.Lock()
+		if len(s.due) == 0 {
+			s.workers--
+			s.due = nil
+			s.mu.Unlock()
+			return
+		}
+		l := s.due[0]
+		s.due = s.due[1:]
+		delete(s.queued, l)
+		s.mu.Unlock()
+		l.sync()
+	}
+}
+
+// run has what has been written synced every interval, until done is closed.
+func (s *logStore) run(done <-chan struct{}) {
+	interval := defaultSyncInterval
+	if s.policy > 0 {
+		interval = time.Duration(s.policy)
+	}
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-s.kick:
+		case <-done:
+			return
+		}
+		s.mu.Lock()
+		dirty := s.dirty
+		s.dirty = make(map[*diskLog]struct{})
+		s.mu.Unlock()
+		for l := range dirty {
+			s.syncSoon(l)
+		}
+	}
+}
+
+func (s *logStore) forget(l *diskLog) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.dirty, l)
+}
+
+// awaitUnsaved waits until one more segment may be kept open that is not synced.
+func (s *logStore) awaitUnsaved() {
+	select {
+	case s.unsaved <- struct{}{}:
+		return
+	default:
+	}
+	s.hungry.Add(1)
+	defer s.hungry.Add(-1)
+	signal(s.kick)
+	s.unsaved <- struct{}{}
+}
+
+// ending returns where the i-th segment ends.
+func (v *logView) ending(i int) *indexEntry {
+	if i == len(v.segments)-1 {
+		return &v.last
+	}
+	return v.segments[i].ending.Load()
+}
+
+// size returns the position at which the i-th segment ends.
+func (v *logView) size(i int) int64 {
+	if i == len(v.segments)-1 {
+		return v.last.pos
+	}
+	return v.segments[i].size
+}
+
+// next returns the offset at which the i-th segment ends.
+func (v *logView) next(i int) int64 {
+	if i == len(v.segments)-1 {
+		return v.last.offset
+	}
+	return v.segments[i+1].header.base
+}
+
+// find returns the segment that holds an offset from start on.
+func (v *logView) find(offset int64) int {
+	return sort.Search(len(v.segments), func(i int) bool { return v.segments[i].header.base > offset }) - 1
+}
+
+func (l *diskLog) Bounds() (start, end int64) {
+	v := l.visible.Load()
+	return v.start, v.last.offset
+}
+
+func (l *diskLog) Configure(c LogConfig) { l.config.Store(&c) }
+
+// update changes what is written and what is visible; whoever works calls it.
+func (l *diskLog) update(change func(v *logView)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	written, visible := *l.written, *l.visible.Load()
+	change(&written)
+	change(&visible)
+	l.written = &written
+	l.visible.Store(&visible)
+}
+
+// dropped tells whether retention has removed a segment.
+func (l *diskLog) dropped(s *segment) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !slices.Contains(l.written.segments, s)
+}
+
+// acquireSync takes the sync token.
+func (l *diskLog) acquireSync(ctx context.Context) error {
+	select {
+	case l.syncing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+}
+
+func (l *diskLog) releaseSync() { <-l.syncing }
+
+// settle no longer keeps a segment open that is synced, unless it has been written to
+// meanwhile. If others wait for their turn it is let go all the same: a log that is
+// always ahead of its sync must not keep them waiting for ever.
+func (l *diskLog) settle(s *segment) {
+	l.mu.Lock()
+	w := l.written
+	last := len(w.segments) > 0 && w.segments[len(w.segments)-1] == s
+	if !s.pinned || last && (l.writing || w.last.pos != l.synced.at.pos) && l.store.hungry.Load() == 0 {
+		l.mu.Unlock()
+		return
+	}
+	s.pinned = false
+	l.mu.Unlock()
+	s.out.release()
+	<-l.store.unsaved
+}
+
+// letGo no longer keeps a segment open, whatever has become of it.
+func (l *diskLog) letGo(s *segment) {
+	l.mu.Lock()
+	pinned := s.pinned
+	s.pinned = false
+	l.mu.Unlock()
+	if pinned {
+		s.out.release()
+		<-l.store.unsaved
+	}
+}
+
+// logJob is an append, or something else that must not happen beside one.
+type logJob struct {
+	batches []byte
+	acks    Acks
+	done    func(AppendResult)
+	result  AppendResult
+	end     int64 // offset behind what was appended
+
+	run func() // if it is no append
+}
+
+// buffer returns room for n bytes.
+func (s *logStore) buffer(n int) *[]byte {
+	if b, ok := s.buffers.Get().(*[]byte); ok && cap(*b) >= n {
+		return b
+	}
+	size := minRead
+	for size < n {
+		size *= 2
+	}
+	b := make([]byte, size)
+	return &b
+}
+
+// minRead is how much is read at least.
+const minRead = 4 << 10

@@ -1,0 +1,102 @@
+package robust
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+func (l *diskLog) Expire(now time.Time) error {
+	c := l.config.Load()
+	v := l.visible.Load()
+	if l.ended.Load() || len(v.segments) == 0 {
+		return nil
+	}
+	if c.RetentionBytes > 0 {
+		if err := l.drop(v.excess(c.RetentionBytes)); err != nil {
+			return err
+		}
+	}
+	if c.RetentionAge <= 0 {
+		return nil
+	}
+	v = l.visible.Load()
+	limit := now.Add(-c.RetentionAge).UnixMilli()
+	old := 0
+	for old < len(v.segments)-1 {
+		e, err := l.endingOf(context.Background(), v, old)
+		if err != nil {
+			return storageError(err)
+		}
+		if e.appendTime >= limit {
+			break
+		}
+		old++
+	}
+	if old < len(v.segments)-1 || v.last.pos <= segmentHeaderSize || v.last.appendTime >= limit {
+		return l.drop(v.segments[old].header.base)
+	}
+	// The segment that is written stays: another takes its place first.
+	if err := l.exclusive(func() error { return l.rollBehind(v.last) }); err != nil {
+		return err
+	}
+	return l.drop(v.last.offset)
+}
+
+func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {
+	if l.ended.Load() {
+		return ErrClosed
+	}
+	v := l.visible.Load()
+	switch {
+	case offset > v.last.offset:
+		return fmt.Errorf("%w: offset %d, the high-water mark is %d", ErrOffsetOutOfRange, offset, v.last.offset)
+	case offset <= v.start:
+		return nil
+	}
+	// A power failure must not take the log's end back before its start.
+	if err := l.syncAll(); err != nil {
+		return err
+	}
+	err := l.exclusive(func() error {
+		v := l.visible.Load()
+		if offset <= v.start {
+			return nil
+		}
+		if err := l.keepStart(offset); err != nil {
+			return err
+		}
+		l.update(func(v *logView) { v.start = max(v.start, offset) })
+		if offset < v.last.offset {
+			return nil
+		}
+		return l.rollBehind(v.last)
+	})
+	if err != nil {
+		return err
+	}
+	return l.drop(offset)
+}
+
+// drop removes the segments that end at offset or before it.
+func (l *diskLog) drop(offset int64) error {
+	v := l.visible.Load()
+	if len(v.segments) == 0 || v.next(0) > offset {
+		return nil
+	}
+	// What is left must be found again before the rest is gone: after a power failure
+	// the log would begin at 0.
+	if err := l.syncAll(); err != nil {
+		return err
+	}
+	_ = l.acquireSync(context.Background()) // Has no end.
+	defer l.releaseSync()
+	return l.dropSynced(offset)
+}
+
+// syncAll syncs what has been written so far.
+func (l *diskLog) syncAll() error {
+	_ = l.acquireSync(context.Background()) // Has no end.
+	defer l.releaseSync()
+	return l.syncWritten(true)
+}

@@ -1,0 +1,278 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// syncNow syncs what has been written so far. With SyncNever that is what somebody waits
+// for, and full segments. Appends that come during one sync share the next.
+func (l *diskLog) syncNow() {
+	_ = l.acquireSync(context.Background()) // Has no end.
+	l.mu.Lock()
+	all := l.store.policy != SyncNever || len(l.waiters) > 0
+	l.mu.Unlock()
+	_ = l.syncWritten(all) // Those who wait are told, and the log says it.
+	l.releaseSync()
+	l.mu.Lock()
+	more := len(l.waiters) > 0
+	l.mu.Unlock()
+	if more {
+		l.store.syncSoon(l)
+	}
+}
+
+// syncWritten brings what has been written so far to stable storage, the last segment
+// only if all says so, and answers those who wait for that. The caller has the sync token.
+func (l *diskLog) syncWritten(all bool) error {
+	l.mu.Lock()
+	w := l.written
+	l.mu.Unlock()
+	rolled := false
+	for i, s := range w.segments {
+		end := w.ending(i)
+		last := i == len(w.segments)-1
+		if s.header.base < l.synced.segment || last && !all {
+			continue
+		}
+		if s.header.base != l.synced.segment {
+			l.noted = segmentHeaderSize
+		}
+		if !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
+			if l.dropped(s) {
+				continue
+			}
+			if err := l.syncSegment(s); err != nil {
+				return l.syncFailed(s, err)
+			}
+			l.synced = syncPoint{s.header.base, *end}
+		}
+		if !s.complete {
+			l.note(s, *end, !last)
+			rolled = rolled || !last
+			s.complete = !last
+		}
+		l.settle(s)
+	}
+	if !all && len(w.segments) > 0 {
+		s := w.segments[len(w.segments)-1]
+		l.flushIndex(s, false)
+	}
+	l.answerSynced(w)
+	if rolled {
+		if err := l.trimBytes(); err != nil {
+			l.store.warn.warn("retention failed", l.name, "log", l.name, "error", err)
+		}
+	}
+	return nil
+}
+
+// syncSegment syncs a segment's file, and its name when it is new.
+func (l *diskLog) syncSegment(s *segment) error {
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	if err := f.sync(); err != nil {
+		return err
+	}
+	if s.linked {
+		return nil
+	}
+	if err := l.syncName(); err != nil {
+		return err
+	}
+	s.linked = true
+	return nil
+}
+
+// syncName syncs the directory in which a segment was made, and at first that which it is
+// in itself.
+func (l *diskLog) syncName() error {
+	if err := l.store.cache.syncDir(l.dir); err != nil || l.named {
+		return err
+	}
+	if err := l.store.cache.syncDir(filepath.Dir(l.dir)); err != nil {
+		return err
+	}
+	l.named = true
+	return nil
+}
+
+// note says in a segment's index that it is synced up to end, if there is much that is
+// new, or the segment is complete.
+func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
+	if !complete && end.pos-l.noted < indexInterval {
+		return
+	}
+	end.flags = indexSynced
+	s.index.add(end)
+	l.noted = end.pos
+	l.flushIndex(s, complete)
+}
+
+// flushIndex writes what is new of an index. That it cannot be written costs a longer
+// search, not a message.
+func (l *diskLog) flushIndex(s *segment, sync bool) {
+	if err := s.index.flush(s.header, sync); err != nil {
+		l.store.warn.warn("index cannot be written", l.name, "log", l.name, "error", err)
+	}
+}
+
+// answerSynced shows what has been synced, and answers those who have waited for it.
+func (l *diskLog) answerSynced(w *logView) {
+	always := l.store.policy == SyncAlways
+	l.mu.Lock()
+	if always && len(w.segments) > 0 {
+		v := *w
+		// Retention may have moved the start meanwhile.
+		v.start = l.written.start
+		base := l.written.segments[0].header.base
+		v.segments = slices.DeleteFunc(slices.Clone(v.segments), func(s *segment) bool { return s.header.base < base })
+		l.visible.Store(&v)
+	}
+	n := 0
+	for n < len(l.waiters) && l.waiters[n].end <= l.synced.at.offset {
+		n++
+	}
+	answered := l.waiters[:n:n]
+	l.waiters = slices.Clone(l.waiters[n:])
+	l.mu.Unlock()
+	for _, j := range answered {
+		j.done(j.result)
+	}
+	if always && n > 0 {
+		l.advanced()
+	}
+}
+
+// syncFailed deals with a segment that could not be synced. What of it has reached stable
+// storage nobody knows, and to sync it again would not tell, since the system may have
+// given up what it could not write. So nothing more is written to it. Appends that wait
+// fail. With SyncAlways nobody has seen them, and they are cut off; else they are served,
+// as long as they can be read, and those who read the log hear of the doubt.
+func (l *diskLog) syncFailed(s *segment, cause error) error {
+	if l.dropped(s) {
+		return nil
+	}
+	l.letGo(s)
+	always := l.store.policy == SyncAlways
+	var failed []*logJob
+	var removed []*segment
+	_ = l.exclusive(func() error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		failed, l.waiters = l.waiters, nil
+		l.sealed = true
+		if always {
+			removed = l.cutUnsyncedLocked()
+		}
+		return nil
+	})
+	from := l.synced.at.offset
+	if always {
+		l.store.warn.warn("sync failed; what was not acknowledged is given up", l.name, "log", l.name, "file", s.log.path, "error", cause)
+	} else {
+		l.mu.Lock()
+		w := l.written
+		i := slices.Index(w.segments, s)
+		l.synced = syncPoint{s.header.base, *w.ending(i)}
+		l.mu.Unlock()
+		s.linked = true
+		l.store.warn.warn("sync failed; acknowledged messages may not outlive a power failure", l.name, "log", l.name,
+			"file", s.log.path, "from", from, "to", l.synced.at.offset, "error", cause)
+		l.settle(s)
+	}
+	for _, old := range removed {
+		l.settle(old)
+		if err := l.removeSegment(old); err != nil {
+			l.store.warn.warn("segment cannot be removed", l.name, "log", l.name, "error", err)
+		}
+	}
+	for _, j := range failed {
+		if always {
+			j.fail(cause)
+		} else {
+			j.fail(fmt.Errorf("%w: stored at offset %d, but not known to outlive a power failure: %w", ErrStorage, j.result.BaseOffset, cause))
+		}
+	}
+	return storageError(cause)
+}
+
+// cutUnsyncedLocked takes the log back to where it is synced, and returns the segments
+// that hold nothing else. The rest of the last one is cut off.
+func (l *diskLog) cutUnsyncedLocked() (removed []*segment) {
+	w := *l.written
+	keep := 0
+	for keep < len(w.segments) && w.segments[keep].header.base < l.synced.at.offset {
+		keep++
+	}
+	removed = slices.Clone(w.segments[keep:])
+	w.segments = slices.Clone(w.segments[:keep])
+	w.last = l.synced.at
+	if keep == 0 {
+		w.last.pos = 0
+	} else {
+		s := w.segments[keep-1]
+		if s.header.base != l.synced.segment {
+			w.last = *s.ending.Load() // The segment behind it had nothing in it.
+		}
+		s.index.cut(w.last.pos)
+		s.ending.Store(nil)
+		l.torn = true
+	}
+	l.written = &w
+	return removed
+}
+
+// Close ends the log. What is written is synced, whatever the policy, and the index says
+// so: the next who opens the log need not look for what a crash has left.
+func (l *diskLog) Close() error {
+	first := false
+	err := l.exclusive(func() error {
+		l.mu.Lock()
+		first = !l.closed
+		l.closed = true
+		l.mu.Unlock()
+		if first && l.torn && len(l.written.segments) > 0 {
+			return l.cutTorn()
+		}
+		return nil
+	})
+	if !first {
+		return nil
+	}
+	_ = l.acquireSync(context.Background()) // Has no end.
+	synced := l.syncWritten(true)
+	if synced != nil {
+		// What was refused is not to be found by the next who opens the log.
+		synced = errors.Join(synced, l.exclusive(func() error {
+			if !l.torn || len(l.written.segments) == 0 {
+				return nil
+			}
+			return l.cutTorn()
+		}))
+	}
+	l.ended.Store(true)
+	l.mu.Lock()
+	w := l.written
+	l.mu.Unlock()
+	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean {
+		s, end := w.segments[n-1], w.last
+		end.flags = indexSynced | indexClean
+		s.index.add(end)
+		l.flushIndex(s, true)
+	}
+	for _, s := range w.segments {
+		l.letGo(s)
+		s.retire()
+	}
+	l.store.forget(l)
+	l.releaseSync()
+	return errors.Join(storageError(err), synced)
+}

@@ -1,0 +1,477 @@
+package robust
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+const (
+	// maxGroupBytes is how much of what has gathered is written at a time.
+	maxGroupBytes = 1 << 20
+	// maxSegmentSize is what positions in an index can name.
+	maxSegmentSize = math.MaxUint32
+)
+
+// fail ends an append that is not stored.
+func (j *logJob) fail(err error) { j.done(AppendResult{Err: storageError(err)}) }
+
+func (l *diskLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
+	if !l.enqueue(&logJob{batches: batches, acks: acks, done: done}) {
+		done(AppendResult{Err: ErrClosed})
+	}
+}
+
+// exclusive runs f when nobody appends, and returns what it returns.
+func (l *diskLog) exclusive(f func() error) error {
+	var err error
+	ran := make(chan struct{})
+	l.enqueue(&logJob{run: func() {
+		err = f()
+		close(ran)
+	}})
+	<-ran
+	return err
+}
+
+// enqueue has a job done, by the caller if nobody else is at work; false if the log is
+// closed and the job is an append.
+func (l *diskLog) enqueue(j *logJob) bool {
+	l.mu.Lock()
+	if l.closed && j.run == nil {
+		l.mu.Unlock()
+		return false
+	}
+	l.queue = append(l.queue, j)
+	if l.working {
+		l.mu.Unlock()
+		return true
+	}
+	l.working = true
+	l.mu.Unlock()
+	if l.work(1) {
+		// What came meanwhile is not the caller's to do.
+		l.store.running.Go(func() { l.work(math.MaxInt) })
+	}
+	return true
+}
+
+// work does what is queued, rounds times at most; it tells whether there is more.
+func (l *diskLog) work(rounds int) (more bool) {
+	for {
+		l.mu.Lock()
+		jobs := l.queue
+		if len(jobs) == 0 {
+			l.working = false
+			l.mu.Unlock()
+			return false
+		}
+		if rounds == 0 {
+			l.mu.Unlock()
+			return true
+		}
+		rounds--
+		l.queue = nil
+		l.mu.Unlock()
+		for len(jobs) > 0 {
+			if run := jobs[0].run; run != nil {
+				run()
+				jobs = jobs[1:]
+				continue
+			}
+			jobs = jobs[l.appendSome(jobs):]
+		}
+	}
+}
+
+// appendSome stores the first of some jobs with one write, and returns how many.
+func (l *diskLog) appendSome(jobs []*logJob) (n int) {
+	now := time.Now().UnixMilli()
+	if err := l.prepare(int64(len(jobs[0].batches)), now); err != nil {
+		jobs[0].fail(err)
+		return 1
+	}
+	g := appendGroup{view: *l.written, epoch: l.epoch, now: now}
+	g.indexed = g.view.segments[len(g.view.segments)-1].index.last()
+	for _, j := range jobs {
+		if j.run != nil || len(g.jobs) > 0 && (g.size+len(j.batches) > maxGroupBytes || !l.fits(&g.view, int64(len(j.batches)), now)) {
+			break
+		}
+		n++
+		if err := g.add(j); err != nil {
+			j.fail(err)
+		}
+	}
+	if g.size > 0 {
+		if err := l.write(&g); err != nil {
+			for _, j := range g.jobs {
+				j.fail(err)
+			}
+			return n
+		}
+	}
+	l.finish(&g)
+	return n
+}
+
+// appendGroup is what is written at once. view is the log as it will be afterwards.
+type appendGroup struct {
+	jobs    []*logJob
+	size    int
+	view    logView
+	epoch   int32
+	now     int64
+	indexed int64 // position of the last index entry
+	entries []indexEntry
+}
+
+// add checks and stamps an append's batches: all of them or none.
+func (g *appendGroup) add(j *logJob) error {
+	next := g.view.last.offset
+	for rest := j.batches; len(rest) > 0; {
+		b, more, err := parseBatch(rest)
+		if err != nil {
+			return err
+		}
+		if next > math.MaxInt64-int64(b.lastOffsetDelta())-1 {
+			return fmt.Errorf("%w: a batch of %d offsets behind offset %d", ErrMalformed, int64(b.lastOffsetDelta())+1, next)
+		}
+		b.stamp(next, g.epoch, g.now)
+		next = b.nextOffset()
+		rest = more
+	}
+	base, last := g.view.last.offset, &g.view.last
+	for rest := j.batches; len(rest) > 0; {
+		b := cutBatch(rest)
+		rest = rest[len(b):]
+		if last.pos-g.indexed >= indexInterval {
+			g.entries = append(g.entries, *last)
+			g.indexed = last.pos
+		}
+		if last.pos == segmentHeaderSize {
+			g.view.first = g.now
+		}
+		last.offset, last.pos = b.nextOffset(), last.pos+int64(len(b))
+		last.epoch, last.appendTime, last.maxTime = g.epoch, g.now, max(last.maxTime, b.maxTime())
+	}
+	j.result = AppendResult{BaseOffset: base, AppendTime: g.now, Acks: j.acks}
+	j.end = last.offset
+	g.jobs = append(g.jobs, j)
+	g.size += len(j.batches)
+	return nil
+}
+
+// fits tells whether the last segment may take in size more bytes.
+func (l *diskLog) fits(v *logView, size, now int64) bool {
+	c := l.config.Load()
+	switch {
+	case v.last.pos == segmentHeaderSize:
+		return true // Where else should they go.
+	case v.last.pos+size > min(c.SegmentBytes, maxSegmentSize):
+		return false
+	default:
+		// A segment goes as a whole, when its last batch is too old: it must not
+		// take in batches of all ages.
+		return c.RetentionAge <= 0 || now-v.first <= (c.RetentionAge/4).Milliseconds()
+	}
+}
+
+// prepare sees to it that size bytes can be written to the last segment.
+func (l *diskLog) prepare(size, now int64) error {
+	v := l.written
+	if len(v.segments) == 0 || l.sealed || !l.fits(v, size, now) {
+		return l.roll()
+	}
+	if l.torn {
+		return l.cutTorn()
+	}
+	return nil
+}
+
+// cutTorn removes what a failed write may have left behind the last batch. It must not be
+// there when something shorter is written in its place: the end of it might look like
+// batches that follow.
+func (l *diskLog) cutTorn() error {
+	v := l.written
+	s := v.segments[len(v.segments)-1]
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	if err := f.truncate(v.last.pos); err != nil {
+		return err
+	}
+	l.torn = false
+	return nil
+}
+
+// write writes a group behind the last segment's last batch.
+func (l *diskLog) write(g *appendGroup) error {
+	s := l.written.segments[len(l.written.segments)-1]
+	data := g.jobs[0].batches
+	if len(g.jobs) > 1 {
+		room := l.store.buffer(g.size)
+		defer l.store.buffers.Put(room)
+		data = (*room)[:0]
+		for _, j := range g.jobs {
+			data = append(data, j.batches...)
+		}
+	}
+	if err := l.beginWriting(s); err != nil {
+		return err
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err == nil {
+		// It is torn until all is written: whoever stops in between finds it so.
+		l.torn = true
+		if _, err = f.WriteAt(data, l.written.last.pos); err == nil {
+			l.torn = false
+		}
+		s.out.release()
+	}
+	l.mu.Lock()
+	l.writing = false
+	if err == nil {
+		v := g.view
+		l.written = &v
+	}
+	l.mu.Unlock()
+	if err != nil {
+		// It is kept open for a sync, of which nobody else has cause to think.
+		l.store.markDirty(l)
+		if l.torn {
+			_ = l.cutTorn() // Tried again before the next write.
+		}
+		return err
+	}
+	for _, e := range g.entries {
+		s.index.add(e)
+	}
+	return nil
+}
+
+// beginWriting keeps a segment open until it is synced: a system may forget, with the
+// open file, that it could not write.
+func (l *diskLog) beginWriting(s *segment) error {
+	l.mu.Lock()
+	l.writing = true
+	pinned := s.pinned
+	l.mu.Unlock()
+	if pinned || l.store.policy == SyncNever {
+		return nil
+	}
+	l.store.awaitUnsaved()
+	if _, err := s.out.acquire(os.O_RDWR); err != nil {
+		<-l.store.unsaved
+		l.mu.Lock()
+		l.writing = false
+		l.mu.Unlock()
+		return err
+	}
+	l.mu.Lock()
+	s.pinned = true
+	l.mu.Unlock()
+	return nil
+}
+
+// finish shows what was written, and answers those who do not wait for a sync.
+func (l *diskLog) finish(g *appendGroup) {
+	always := l.store.policy == SyncAlways
+	waiting := false
+	l.mu.Lock()
+	if !always {
+		l.visible.Store(l.written)
+	}
+	for _, j := range g.jobs {
+		if always || j.acks == AcksSynced {
+			j.result.Acks = AcksSynced
+			l.waiters = append(l.waiters, j)
+			waiting = true
+		}
+	}
+	l.mu.Unlock()
+	if !always {
+		for _, j := range g.jobs {
+			if j.acks != AcksSynced {
+				j.done(j.result)
+			}
+		}
+		l.advanced()
+	}
+	if waiting {
+		l.store.syncSoon(l)
+	} else if g.size > 0 {
+		l.store.markDirty(l)
+	}
+}
+
+// rollBehind begins a segment, if the log still ends at last.
+func (l *diskLog) rollBehind(last indexEntry) error {
+	if l.written.last != last {
+		return nil
+	}
+	return storageError(l.roll())
+}
+
+// roll begins a segment at the log's end.
+func (l *diskLog) roll() error {
+	if l.torn {
+		if err := l.cutTorn(); err != nil {
+			return err
+		}
+	}
+	if !l.made {
+		if err := l.store.files.mkdir(l.dir); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		l.made = true
+	}
+	v := *l.written
+	h := l.header
+	h.base = v.last.offset
+	s := newSegment(l.store.cache, l.dir, h)
+	if err := l.createSegment(s); err != nil {
+		return err
+	}
+	s.index.count = 0
+	caughtUp := l.visible.Load().last == v.last
+	if n := len(v.segments); n > 0 {
+		old, ending := v.segments[n-1], v.last
+		old.size = ending.pos
+		old.ending.Store(&ending)
+	}
+	v.segments = append(slices.Clone(v.segments), s)
+	v.first = 0
+	v.last.pos, v.last.maxTime = segmentHeaderSize, math.MinInt64
+	l.sealed = false
+	l.mu.Lock()
+	l.written = &v
+	if caughtUp {
+		l.visible.Store(&v)
+	}
+	l.mu.Unlock()
+	l.store.markDirty(l)
+	return nil
+}
+
+// createSegment makes a segment's file.
+func (l *diskLog) createSegment(s *segment) error {
+	// What another attempt may have left.
+	for _, name := range []string{s.log.path, segmentPath(l.dir, s.header.base, indexSuffix)} {
+		if err := l.store.files.remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	never := l.store.policy == SyncNever
+	if !never {
+		l.store.awaitUnsaved()
+	}
+	f, err := l.store.cache.openFile(s.log.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err == nil {
+		if _, err = f.WriteAt(s.header.encode(segmentMagic), 0); err != nil {
+			err = errors.Join(err, f.Close(), l.store.files.remove(s.log.path))
+		}
+	}
+	if err != nil {
+		if !never {
+			<-l.store.unsaved
+		}
+		return err
+	}
+	s.out.adopt(f)
+	if never {
+		s.out.release()
+	} else {
+		s.pinned = true
+	}
+	return nil
+}
+
+// removeSegment removes a segment's files.
+func (l *diskLog) removeSegment(s *segment) error {
+	s.retire()
+	var errs []error
+	for _, name := range []string{s.log.path, segmentPath(l.dir, s.header.base, indexSuffix)} {
+		if err := l.store.files.remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// excess returns the offset before which segments may go so that at least bytes are left;
+// 0 if none may.
+func (v *logView) excess(bytes int64) int64 {
+	for i := len(v.segments) - 1; i >= 0; i-- {
+		if bytes <= 0 {
+			return v.next(i)
+		}
+		bytes -= v.size(i) - segmentHeaderSize
+	}
+	return 0
+}
+
+// trimBytes removes segments as long as what is left is enough; the caller has the sync
+// token.
+func (l *diskLog) trimBytes() error {
+	limit := l.config.Load().RetentionBytes
+	if limit <= 0 {
+		return nil
+	}
+	return l.dropSynced(l.visible.Load().excess(limit))
+}
+
+// dropSynced is drop for who has the sync token, and up to the segment that is synced.
+func (l *diskLog) dropSynced(offset int64) error {
+	var old []*segment
+	err := l.exclusive(func() error {
+		v := l.visible.Load()
+		for i, s := range v.segments {
+			if i == len(v.segments)-1 || v.next(i) > offset || v.next(i) > l.synced.segment {
+				break
+			}
+			old = append(old, s)
+		}
+		if n := len(old); n > 0 {
+			base := v.next(n - 1)
+			// After a power failure some of what is removed may be back, and
+			// some not.
+			if err := l.keepStart(max(base, v.start)); err != nil {
+				old = nil
+				return err
+			}
+			l.update(func(v *logView) {
+				v.segments = slices.Clone(v.segments[n:])
+				v.start = max(v.start, base)
+			})
+		}
+		return nil
+	})
+	errs := []error{err}
+	for _, s := range old {
+		l.settle(s)
+		errs = append(errs, l.removeSegment(s))
+	}
+	return storageError(errors.Join(errs...))
+}
+
+// startName is the file that keeps a log's start where no segment begins.
+const startName = "start.json"
+
+type storedStart struct {
+	Start int64 `json:"start"`
+}
+
+// keepStart keeps the oldest offset that may be read.
+func (l *diskLog) keepStart(offset int64) error {
+	err := replaceJSON(l.store.files, filepath.Join(l.dir, startName), storedStart{offset})
+	if err == nil {
+		err = l.store.cache.syncDir(filepath.Dir(l.dir)) // The directory may be new itself.
+	}
+	return storageError(err)
+}

@@ -1,0 +1,466 @@
+package robust
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// cutSuffix is added to the names of segments that recovery takes out of a log.
+const cutSuffix = ".cut"
+
+// openLog opens a log, whatever a crash has left of it. All up to the frontier, the last
+// place that an index says is synced, has been on stable storage: what is damaged there
+// stays, and is told to those who read it. What lies behind the frontier is looked at,
+// and kept up to the first byte that is not of a whole batch in its place: a write that
+// the crash has torn, or one that was lost before another that was not. So what a power
+// failure takes is the end of the log, never something from its middle.
+func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHeader, c LogConfig, advanced func()) (*diskLog, error) {
+	l := &diskLog{
+		store: store, dir: dir, name: name, header: h, advanced: advanced,
+		syncing: make(chan struct{}, 1), noted: segmentHeaderSize, epoch: max(1, store.epoch),
+	}
+	l.sync = l.syncNow
+	l.config.Store(&c)
+	v := &logView{last: indexEntry{maxTime: math.MinInt64}}
+	infos, err := store.files.list(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		// Made with the first append.
+		l.written = v
+		l.visible.Store(v)
+		return l, nil
+	case err != nil:
+		return nil, storageError(err)
+	}
+	l.made = true
+	r := recovery{log: l, view: v}
+	if err := r.collect(infos); err != nil {
+		return nil, storageError(err)
+	}
+	if err := r.recover(ctx); err != nil {
+		for _, s := range l.written.segments {
+			l.letGo(s)
+			s.retire()
+		}
+		return nil, storageError(err)
+	}
+	return l, nil
+}
+
+// recovery is a log being opened.
+type recovery struct {
+	log  *diskLog
+	view *logView
+	// The frontier: an entry of the index of the segment at.
+	at       int
+	frontier indexEntry
+	known    bool  // there is one
+	entries  int64 // of that index, up to the frontier
+}
+
+// collect finds the log's segments, and clears away what was never finished.
+func (r *recovery) collect(infos []fileInfo) error {
+	l, v := r.log, r.view
+	files := l.store.files
+	var indexes []string
+	for _, info := range infos {
+		path := filepath.Join(l.dir, info.name)
+		h := l.header
+		var ok bool
+		switch h.base, ok = parseSegmentName(info.name, segmentSuffix); {
+		case ok:
+			s := newSegment(l.store.cache, l.dir, h)
+			s.size, s.linked, s.complete = info.size, true, true
+			v.segments = append(v.segments, s)
+		case strings.HasSuffix(info.name, indexSuffix):
+			indexes = append(indexes, info.name)
+		case strings.HasSuffix(info.name, temporarySuffix):
+			if err := files.remove(path); err != nil {
+				return err
+			}
+		case info.name == startName:
+			var kept storedStart
+			if err := readJSON(files, path, &kept); err != nil {
+				return err
+			}
+			v.start = kept.Start
+		}
+	}
+	r.sortSegments()
+	for _, name := range indexes {
+		base, ok := parseSegmentName(name, indexSuffix)
+		if !ok || !slices.ContainsFunc(v.segments, func(s *segment) bool { return s.header.base == base }) {
+			if err := files.remove(filepath.Join(l.dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// recover brings the log into the state in which it goes on.
+func (r *recovery) recover(ctx context.Context) error {
+	l, v := r.log, r.view
+	l.written = v
+	l.visible.Store(v)
+	if len(v.segments) == 0 {
+		v.last.offset = v.start
+		return nil
+	}
+	if err := r.dropRemoved(); err != nil {
+		return err
+	}
+	if err := r.findFrontier(); err != nil {
+		return err
+	}
+	if base := v.segments[0].header.base; base > v.start {
+		if !r.known {
+			// Their names have outlived what stood before them.
+			return r.takeAllOut()
+		}
+		l.store.warn.warn("log has lost its begin", l.name, "log", l.name, "dir", l.dir, "from", v.start, "to", base)
+		v.start = base
+	}
+	last := v.segments[len(v.segments)-1]
+	clean := r.at == len(v.segments)-1 && r.frontier.flags&indexClean != 0 && r.frontier.pos == last.size
+	r.frontier.flags = 0
+	v.last = r.frontier
+	l.synced = syncPoint{v.segments[r.at].header.base, v.last}
+	l.noted = v.last.pos
+	if clean {
+		l.clean, l.named = v.last, true
+		v.first = v.last.appendTime // Near enough: it bounds the age of what is in the segment.
+		l.epoch = max(l.epoch, v.last.epoch+1)
+		return r.trimIndex(last, r.entries, v.last.pos)
+	}
+	for i, s := range v.segments[r.at:] {
+		s.complete = false
+		s.linked = i == 0 && r.known
+	}
+	l.named = r.known
+	if err := r.readTail(ctx); err != nil {
+		return err
+	}
+	l.epoch = max(l.epoch, v.last.epoch+1)
+	if v.last.offset < v.start {
+		// What was deleted has been lost: its offsets are not given again.
+		v.last.offset = v.start
+		l.sealed = true
+	}
+	if l.sealed {
+		if err := l.roll(); err != nil {
+			return err
+		}
+		r.view = l.written
+	}
+	return r.sync()
+}
+
+// look finds the segments and the frontier, and changes nothing.
+func (r *recovery) look() error {
+	infos, err := r.log.store.files.list(r.log.dir)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, info := range infos {
+		h := r.log.header
+		var ok bool
+		if h.base, ok = parseSegmentName(info.name, segmentSuffix); ok {
+			s := newSegment(r.log.store.cache, r.log.dir, h)
+			s.size = info.size
+			r.view.segments = append(r.view.segments, s)
+		}
+	}
+	r.sortSegments()
+	for len(r.view.segments) > 1 && r.view.segments[1].header.base <= r.view.start {
+		r.view.segments = r.view.segments[1:]
+	}
+	if len(r.view.segments) == 0 {
+		return nil
+	}
+	return storageError(r.findFrontier())
+}
+
+func (r *recovery) sortSegments() {
+	slices.SortFunc(r.view.segments, func(a, b *segment) int { return cmp.Compare(a.header.base, b.header.base) })
+}
+
+// dropRemoved removes the segments before the log's start: a power failure may have
+// brought them back.
+func (r *recovery) dropRemoved() error {
+	l, v := r.log, r.view
+	for len(v.segments) > 1 && v.segments[1].header.base <= v.start {
+		s := v.segments[0]
+		v.segments = v.segments[1:]
+		if err := l.removeSegment(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync syncs what was found behind the frontier. Where that fails nothing is given up: it
+// may all have been on stable storage before.
+func (r *recovery) sync() error {
+	l, v := r.log, r.view
+	for i := r.at; i < len(v.segments); i++ {
+		s, end, last := v.segments[i], v.ending(i), i == len(v.segments)-1
+		if s.header.base != l.synced.segment {
+			l.noted = segmentHeaderSize
+		}
+		if err := l.syncSegment(s); err != nil {
+			return err
+		}
+		l.synced = syncPoint{s.header.base, *end}
+		l.note(s, *end, !last)
+		s.complete = !last
+	}
+	return nil
+}
+
+// findFrontier looks for the last place that is known to be synced.
+func (r *recovery) findFrontier() error {
+	v := r.view
+	for i := len(v.segments) - 1; i >= 0; i-- {
+		s := v.segments[i]
+		c := s.index.file.Load()
+		f, err := c.acquire(os.O_RDONLY)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errIndexDamaged) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		count, err := indexCount(f)
+		if err == nil {
+			r.frontier, r.entries, err = lastEntry(f, count, func(e *indexEntry) bool {
+				return e.flags&indexSynced != 0 && e.offset >= s.header.base
+			})
+		}
+		c.release()
+		switch {
+		case err == nil && r.entries > 0:
+			r.at, r.known = i, true
+			return nil
+		case err != nil && !errors.Is(err, errIndexDamaged):
+			return err
+		}
+	}
+	r.frontier = indexEntry{offset: v.segments[0].header.base, pos: segmentHeaderSize, maxTime: math.MinInt64}
+	return nil
+}
+
+// readTail reads what lies behind the frontier, and cuts off what is not whole.
+func (r *recovery) readTail(ctx context.Context) error {
+	v := r.view
+	end := r.frontier
+	for i := r.at; ; i++ {
+		s := v.segments[i]
+		if i > r.at {
+			end.pos, end.maxTime, r.entries = segmentHeaderSize, math.MinInt64, 0
+		}
+		fault, err := r.readSegment(ctx, s, &end, i > r.at)
+		if err != nil {
+			return err
+		}
+		v.last = end
+		if fault != nil || i == len(v.segments)-1 || v.segments[i+1].header.base != end.offset {
+			return r.cut(i, fault)
+		}
+		s.size = end.pos
+		ending := end
+		s.ending.Store(&ending)
+	}
+}
+
+// readSegment reads a segment from end on, which it moves behind the last whole batch. The
+// fault is what is wrong there. A fresh segment is one of which nothing is known; without
+// a batch it may turn out not to be one at all, and end at position 0.
+func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry, fresh bool) (fault, err error) {
+	if ctx.Err() != nil {
+		return nil, endOf(ctx)
+	}
+	f, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer s.log.release()
+	if err := r.trimIndex(s, r.entries, end.pos); err != nil {
+		return nil, err
+	}
+	if !fresh && r.known && s.size < end.pos {
+		// It has lost what was synced. Its offsets are not given again: readers
+		// have seen them.
+		r.log.store.warn.warn("log has lost messages", r.log.name, "log", r.log.name, "file", s.log.path,
+			"size", s.size, "expected", end.pos, "offset", end.offset)
+		end.pos = max(s.size, segmentHeaderSize)
+		r.log.sealed = true
+		return nil, nil
+	}
+	var header damage
+	if err := s.header.check(f, s.log.path, segmentMagic); errors.As(err, &header) && (fresh || !r.known && s.size < segmentHeaderSize) {
+		end.pos = 0
+		return header, nil
+	}
+	b := batchScanner{f: f, pos: end.pos, offset: end.offset, limit: s.size}
+	// A segment ends where the next begins. What still stands behind that was refused: the
+	// segment could not be synced, and has been cut off there.
+	bound := r.bound(s)
+	indexed := end.pos
+	for {
+		if end.offset == bound {
+			return r.cutAt(s, end.pos)
+		}
+		next, err := b.next()
+		var d damage
+		switch {
+		case isEOF(err):
+			return nil, nil
+		case errors.As(err, &d):
+			return d, nil
+		case err != nil:
+			return nil, err
+		}
+		if next.epoch() < end.epoch {
+			return damage(fmt.Sprintf("a batch of epoch %d behind one of %d", next.epoch(), end.epoch)), nil
+		}
+		if end.pos-indexed >= indexInterval {
+			s.index.add(*end)
+			indexed = end.pos
+		}
+		if end.pos == segmentHeaderSize {
+			r.view.first = next.appendTime()
+		}
+		*end = indexEntry{
+			offset: next.nextOffset(), pos: b.pos, epoch: next.epoch(),
+			maxTime: max(end.maxTime, next.maxTime()), appendTime: next.appendTime(),
+		}
+	}
+}
+
+// bound returns the offset at which the segment behind s begins; -1 if there is none.
+func (r *recovery) bound(s *segment) int64 {
+	for i, other := range r.view.segments {
+		if other == s && i+1 < len(r.view.segments) {
+			return r.view.segments[i+1].header.base
+		}
+	}
+	return -1
+}
+
+// cutAt cuts off what stands behind pos in a segment.
+func (r *recovery) cutAt(s *segment, pos int64) (fault, err error) {
+	if s.size == pos {
+		return nil, nil
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	defer s.out.release()
+	if err := f.truncate(pos); err != nil {
+		return nil, err
+	}
+	s.size = pos
+	return nil, nil
+}
+
+// trimIndex has the index of a segment end with the given number of entries. It is made
+// when it is needed.
+func (r *recovery) trimIndex(s *segment, entries, flushed int64) error {
+	s.index.count, s.index.flushed = entries, flushed
+	c := s.index.file.Load()
+	f, err := c.acquire(os.O_RDONLY)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		s.index.count, s.index.flushed = 0, segmentHeaderSize
+		return nil
+	case errors.Is(err, errIndexDamaged):
+		s.index.count, s.index.flushed = 0, segmentHeaderSize
+		return r.log.store.files.remove(c.path)
+	case err != nil:
+		return err
+	}
+	count, err := indexCount(f)
+	c.release()
+	if err != nil || count == entries {
+		return err
+	}
+	out, err := r.log.store.files.open(c.path, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	return errors.Join(out.truncate(segmentHeaderSize+entries*indexEntrySize), out.Close())
+}
+
+// cut ends the log with the i-th segment, at v.last, and says what that costs.
+func (r *recovery) cut(i int, fault error) error {
+	l, v := r.log, r.view
+	keep := i + 1
+	if v.last.pos == 0 {
+		keep = i // Not even its header is whole: the log ends with the one before.
+	}
+	for _, s := range v.segments[keep:] {
+		if err := r.takeOut(s); err != nil {
+			return err
+		}
+	}
+	v.segments = v.segments[:keep]
+	switch {
+	case keep == 0:
+		return nil
+	case keep == i:
+		v.last = *v.segments[i-1].ending.Load()
+		return nil
+	case fault == nil:
+		return nil
+	}
+	s := v.segments[i]
+	l.store.warn.warn("end of the log was not whole and is cut off", l.name, "log", l.name, "file", s.log.path,
+		"position", v.last.pos, "bytes", s.size-v.last.pos, "offset", v.last.offset, "reason", fault)
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	return f.truncate(v.last.pos)
+}
+
+// takeAllOut leaves the log empty.
+func (r *recovery) takeAllOut() error {
+	v := r.view
+	v.last.offset = v.start
+	for _, s := range v.segments {
+		if err := r.takeOut(s); err != nil {
+			return err
+		}
+	}
+	v.segments = nil
+	return nil
+}
+
+// takeOut takes a segment out of the log that cannot follow on what is left. Its file
+// stays, under another name.
+func (r *recovery) takeOut(s *segment) error {
+	l := r.log
+	s.retire()
+	files := l.store.files
+	if s.size <= segmentHeaderSize {
+		// It was just begun.
+		return l.removeSegment(s)
+	}
+	l.store.warn.warn("segment does not follow on the end of the log and is taken out", l.name, "log", l.name,
+		"file", s.log.path, "bytes", s.size, "offset", r.view.last.offset)
+	err := files.remove(segmentPath(l.dir, s.header.base, indexSuffix))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return files.rename(s.log.path, s.log.path+cutSuffix)
+}

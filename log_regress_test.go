@@ -1,0 +1,110 @@
+package robust
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// fullFiles is a disk that may be full.
+type fullFiles struct {
+	*countedFiles
+	full atomic.Bool
+}
+
+type fullFile struct {
+	file
+	files *fullFiles
+}
+
+func (f *fullFiles) open(name string, flag int) (file, error) {
+	opened, err := f.countedFiles.open(name, flag)
+	if err != nil {
+		return nil, err
+	}
+	return fullFile{opened, f}, nil
+}
+
+func (f fullFile) WriteAt(p []byte, at int64) (int, error) {
+	if f.files.full.Load() {
+		return 0, syscall.ENOSPC
+	}
+	return f.file.WriteAt(p, at)
+}
+
+// A log whose write had failed was kept open for a sync that nobody was to do. After 512
+// of them every other append waited for ever, also when the disk had room again.
+func TestLogGivesWayAfterFailedWrite(t *testing.T) {
+	for _, policy := range []SyncPolicy{SyncInterval(10 * time.Millisecond), SyncAlways} {
+		t.Run(policy.String(), func(t *testing.T) {
+			const partitions = maxOpenFiles/2 + 1
+			files := &fullFiles{countedFiles: &countedFiles{}}
+			d, topic := openBenchDir(t, files, memoryDir(t), policy, partitions)
+			defer func() { require.NoError(t, d.Close()) }()
+			logs := openPartitions(t, d, topic, defaultSegment)
+			a := newAppender(1, 1, 100)
+			for _, l := range logs {
+				require.NoError(t, a.append(l))
+			}
+			syncLogs(d)
+			d.store.mu.Lock()
+			clear(d.store.dirty) // They are synced.
+			d.store.mu.Unlock()
+
+			files.full.Store(true)
+			for _, l := range logs[1:] {
+				require.ErrorIs(t, a.append(l), ErrStorage)
+			}
+			files.full.Store(false)
+			done := make(chan AppendResult, 1)
+			go logs[0].Append(newAppender(2, 1, 100).batch(), AcksStored, func(r AppendResult) { done <- r })
+			select {
+			case r := <-done:
+				require.NoError(t, r.Err)
+			case <-time.After(5 * time.Second):
+				t.Error("an append waits for logs that have nothing to be synced")
+				for _, l := range logs[1:] {
+					require.NoError(t, a.append(l)) // For it to end.
+				}
+				<-done
+			}
+		})
+	}
+}
+
+// Every log to which several had appended at once kept up to a megabyte for the next time.
+func TestLogHeapAfterAppendsAtOnce(t *testing.T) {
+	const partitions, appenders, idleBytes = 100, 64, 4 << 10
+	all := make([]*appender, appenders)
+	for i := range all {
+		all[i] = newAppender(byte(i), 100, 150)
+	}
+	before := heapInUse()
+	_, d, topic := openCounted(t, memoryDir(t), SyncNever, partitions)
+	logs := openPartitions(t, d, topic, defaultSegment)
+	for _, l := range logs {
+		var running sync.WaitGroup
+		for _, a := range all {
+			running.Go(func() {
+				for range 10 {
+					if err := a.append(l); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		running.Wait()
+	}
+	syncLogs(d) // Until then the index is in memory.
+	idle := (heapInUse() - before) / partitions
+	t.Logf("heap of an idle partition: %d bytes", idle)
+	require.LessOrEqual(t, idle, int64(idleBytes))
+	require.NoError(t, d.Close())
+	runtime.KeepAlive(all)
+}
