@@ -217,6 +217,7 @@ func (l *diskLog) cutUnsyncedLocked() (removed []*segment) {
 	w.last = l.synced.at
 	if keep == 0 {
 		w.last.pos = 0
+		l.torn = false // What it was goes with its segment.
 	} else {
 		s := w.segments[keep-1]
 		if s.header.base != l.synced.segment {
