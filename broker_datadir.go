@@ -53,6 +53,10 @@ type dataDir struct {
 	topics map[string]*storedTopicDir
 	logs   map[*diskLog]struct{}
 	closed bool
+
+	// deleted has the IDs of topics, by name, that are gone, but might be back after a
+	// power failure, or whose offsets would; it belongs to whoever has changing.
+	deleted map[string]string
 }
 
 // storedTopicDir is a topic and where it is.
@@ -76,6 +80,7 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 		store: newLogStore(files, policy, warn), dir: dir, held: held,
 		done: make(chan struct{}), changing: make(chan struct{}, 1),
 		topics: make(map[string]*storedTopicDir), logs: make(map[*diskLog]struct{}),
+		deleted: make(map[string]string),
 	}
 	d.store.running.Go(func() { d.store.run(d.done) })
 	if err := d.load(); err != nil {
@@ -275,31 +280,55 @@ func topicDirName(t StoredTopic) string {
 	return safe(t.Name) + "@" + safe(t.ID)
 }
 
+// DeleteTopic may be called again for a topic that it could not delete for good.
 func (d *dataDir) DeleteTopic(ctx context.Context, name string) error {
 	return d.change(ctx, func() error {
 		d.mu.Lock()
 		t := d.topics[name]
 		d.mu.Unlock()
-		if t == nil {
-			return nil
+		if t != nil {
+			// With its name it is gone; the rest takes its time.
+			trash := filepath.Join(d.dir, trashName, uuid.NewString())
+			if err := d.moveAway(t.dir, trash); err != nil {
+				return err
+			}
+			d.mu.Lock()
+			delete(d.topics, name)
+			d.mu.Unlock()
+			d.deleted[name] = t.topic.ID
+			defer d.empty(trash)
 		}
-		// With its name it is gone; the rest takes its time.
-		trash := filepath.Join(d.dir, trashName, uuid.NewString())
-		if err := d.store.files.rename(t.dir, trash); err != nil {
-			return err
-		}
-		d.mu.Lock()
-		delete(d.topics, name)
-		d.mu.Unlock()
-		err := errors.Join(
-			d.store.files.syncDir(filepath.Join(d.dir, topicsName)),
-			d.groups.forgetTopic(context.WithoutCancel(ctx), t.topic.ID))
-		d.empty(trash)
-		if err != nil {
-			return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)
-		}
-		return nil
+		return d.finishDeletion(context.WithoutCancel(ctx), name)
 	})
+}
+
+// moveAway moves a directory, or finds that it has been moved.
+func (d *dataDir) moveAway(dir, to string) error {
+	err := d.store.files.rename(dir, to)
+	if err == nil {
+		return nil
+	}
+	if _, there := d.store.files.list(to); there == nil {
+		return nil // An error may come of what was done all the same.
+	}
+	return err
+}
+
+// finishDeletion makes sure that a topic does not come back, nor what groups have
+// committed for it.
+func (d *dataDir) finishDeletion(ctx context.Context, name string) error {
+	id, ok := d.deleted[name]
+	if !ok {
+		return nil
+	}
+	err := errors.Join(
+		d.store.files.syncDir(filepath.Join(d.dir, topicsName)),
+		d.groups.forgetTopic(ctx, id))
+	if err != nil {
+		return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)
+	}
+	delete(d.deleted, name)
+	return nil
 }
 
 // empty removes what is left of a deleted topic, in the background.
@@ -324,7 +353,7 @@ func (d *dataDir) OpenPartition(ctx context.Context, t StoredTopic, partition in
 	}
 	dir := filepath.Join(known.dir, strconv.Itoa(int(partition)))
 	name := t.Name + "/" + strconv.Itoa(int(partition))
-	l, err := openLog(ctx, d.store, dir, name, segmentHeader{topicID: t.ID, partition: partition}, c, advanced)
+	l, err := openLog(ctx, d.store, dir, name, segmentHeader{topicID: t.ID, partition: partition}, c, logEvents{advanced: advanced})
 	if err != nil {
 		return nil, fmt.Errorf("partition %d: %w", partition, err)
 	}
@@ -379,22 +408,14 @@ func (d *dataDir) Close() error {
 	d.closed = true
 	logs := slices.Collect(maps.Keys(d.logs))
 	d.mu.Unlock()
-	var mu sync.Mutex
-	var errs []error
-	var closing sync.WaitGroup
-	slots := make(chan struct{}, maxSyncs)
-	for _, l := range logs {
-		slots <- struct{}{}
-		closing.Go(func() {
-			defer func() { <-slots }()
-			if err := l.Close(); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
+	errs := make([]error, len(logs))
+	_ = inParallel(len(logs), maxSyncs, func(i int) error {
+		errs[i] = logs[i].Close()
+		return nil // The others are to be closed all the same.
+	})
+	for name := range d.deleted {
+		errs = append(errs, d.finishDeletion(context.Background(), name))
 	}
-	closing.Wait()
 	if d.groups != nil {
 		errs = append(errs, d.groups.close())
 	}

@@ -170,7 +170,7 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		i.report.Partitions++
 	}
 	if i.repair {
-		l, err := openLog(ctx, i.store, dir, name, h, LogConfig{SegmentBytes: math.MaxInt32}, func() {})
+		l, err := openLog(ctx, i.store, dir, name, h, LogConfig{SegmentBytes: math.MaxInt32}, logEvents{})
 		if err == nil {
 			err = l.Close()
 		}
@@ -211,7 +211,7 @@ type hole struct {
 func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next int64) error {
 	s := r.view.segments[n]
 	i.report.Segments++
-	f, err := s.acquire()
+	f, err := s.acquire(max(next, s.header.base))
 	var corrupt *CorruptError
 	switch {
 	case errors.As(err, &corrupt):
@@ -391,7 +391,7 @@ func fillHole(h hole) []byte {
 
 // remakeIndex makes a segment's index anew.
 func remakeIndex(ctx context.Context, s *segment, dir string) error {
-	f, err := s.acquire()
+	f, err := s.acquire(s.header.base)
 	if err != nil {
 		return err
 	}

@@ -129,9 +129,7 @@ func (x *segmentIndex) cut(pos int64) {
 
 // flush writes the tail to the file, which is made if it is not there.
 func (x *segmentIndex) flush(h segmentHeader, sync bool) (err error) {
-	x.mu.RLock()
-	tail, count := x.tail, x.count
-	x.mu.RUnlock()
+	tail, count := x.entries()
 	if len(tail) == 0 && !sync {
 		return nil
 	}
@@ -180,48 +178,61 @@ func indexCount(f file) (int64, error) {
 // search returns the last entry for which below is true, which must hold for all entries
 // up to one of them and for none after; false if it holds for none.
 func (x *segmentIndex) search(below func(*indexEntry) bool) (e indexEntry, ok bool, err error) {
-	x.mu.RLock()
-	tail, count := x.tail, x.count
-	x.mu.RUnlock()
+	tail, count := x.entries()
 	if n := sort.Search(len(tail), func(i int) bool { return !below(&tail[i]) }); n > 0 {
 		return tail[n-1], true, nil
 	}
 	if count == 0 {
 		return e, false, nil
 	}
-	c := x.file.Load()
-	f, err := c.acquire(os.O_RDONLY)
-	if errors.Is(err, os.ErrNotExist) {
-		return e, false, fmt.Errorf("%w: %w", errIndexDamaged, err)
-	}
+	f, count, release, err := x.open(count)
 	if err != nil {
 		return e, false, err
 	}
-	defer c.release()
+	defer release()
+	n, e, err := searchEntries(f, count, below)
+	return e, n > 0, err
+}
+
+// entries returns the entries that are not in the file, and how many are; -1 if the file
+// was not looked at.
+func (x *segmentIndex) entries() (tail []indexEntry, count int64) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.tail, x.count
+}
+
+// open opens the file, and counts its entries if count is -1.
+func (x *segmentIndex) open(count int64) (f file, counted int64, release func(), err error) {
+	c := x.file.Load()
+	f, err = c.acquire(os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, 0, nil, fmt.Errorf("%w: %w", errIndexDamaged, err)
+	}
+	if err != nil {
+		return nil, 0, nil, err
+	}
 	if count < 0 {
 		if count, err = indexCount(f); err != nil {
-			return e, false, err
+			c.release()
+			return nil, 0, nil, err
 		}
 		x.mu.Lock()
 		x.count = max(x.count, count)
 		x.mu.Unlock()
 	}
-	n, e, err := searchEntries(f, count, below)
-	return e, n > 0, err
+	return f, count, c.release, nil
 }
 
 // after returns the first entry behind a position.
 func (x *segmentIndex) after(pos int64) (e indexEntry, ok bool, err error) {
-	x.mu.RLock()
-	tail, count := x.tail, x.count
-	x.mu.RUnlock()
-	if count > 0 {
-		c := x.file.Load()
-		f, err := c.acquire(os.O_RDONLY)
+	tail, count := x.entries()
+	if count != 0 {
+		f, count, release, err := x.open(count)
 		if err != nil {
 			return e, false, err
 		}
-		defer c.release()
+		defer release()
 		n, _, err := searchEntries(f, count, func(e *indexEntry) bool { return e.pos <= pos })
 		if err != nil {
 			return e, false, err

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // journal keeps consumer groups in a log of their own: what changes is appended, and the
@@ -19,10 +20,15 @@ type journal struct {
 	// the same order.
 	changing chan struct{}
 
+	// The following belong to whoever has changing.
+	live     int64     // bytes that count, about
+	total    int64     // bytes in the log, about
+	doubtful bool      // some of the log may not outlive a power failure, whatever is synced now
+	again    time.Time // not to be written anew before
+	closed   bool
+
 	mu     sync.Mutex // guards the following
 	groups map[string]*memoryGroup
-	live   int64 // bytes that count, about
-	total  int64 // bytes in the log, about
 }
 
 // Keys of a journal's records.
@@ -41,6 +47,8 @@ const (
 	journalSegment = 16 << 20
 	// journalSlack is what a journal has at least before it is written anew.
 	journalSlack = 4 << 20
+	// journalRetry is how long it waits, at least, after it could not be written anew.
+	journalRetry = 10 * time.Second
 	// journalBatch is how many offsets a record has at most.
 	journalBatch = 1000
 )
@@ -56,12 +64,16 @@ type journalEntry struct {
 // openJournal reads a journal. Offsets of topics that are not known are forgotten.
 func openJournal(ctx context.Context, store *logStore, dir string, topics map[string]bool) (*journal, error) {
 	config := LogConfig{SegmentBytes: journalSegment}
-	l, err := openLog(ctx, store, dir, "consumer groups", segmentHeader{topicID: groupsName}, config, func() {})
+	j := &journal{changing: make(chan struct{}, 1), groups: make(map[string]*memoryGroup)}
+	j.changing <- struct{}{}
+	defer func() { <-j.changing }()
+	l, err := openLog(ctx, store, dir, "consumer groups", segmentHeader{topicID: groupsName}, config, logEvents{doubted: j.restore})
 	if err != nil {
 		return nil, fmt.Errorf("consumer groups: %w", err)
 	}
-	j := &journal{log: l, changing: make(chan struct{}, 1), groups: make(map[string]*memoryGroup)}
+	j.log = l
 	if err := j.read(ctx); err != nil {
+		j.closed = true
 		_ = l.Close() // What was read tells more.
 		return nil, fmt.Errorf("consumer groups: %w", err)
 	}
@@ -242,20 +254,32 @@ func (j *journal) measure() (n int64) {
 	return n
 }
 
-// compact writes what counts anew if most of the log does not; the caller has the token.
-// Whenever it stops, the log still says the same.
+// compact writes what counts anew if most of the log does not, or is in doubt; the caller
+// has the token. Whenever it stops, the log still says the same.
 func (j *journal) compact() {
-	if j.total < journalSlack+4*j.live {
+	if !j.doubtful && j.total < journalSlack+4*j.live || time.Now().Before(j.again) {
 		return
 	}
 	err := j.rewrite()
 	j.live = j.measure()
 	if err == nil {
-		j.total = j.live
+		j.total, j.doubtful = j.live, false
 		return
 	}
-	j.live = max(j.live, j.total/4) // Not to be tried again with every change.
+	j.again = time.Now().Add(journalRetry)
 	j.log.store.warn.warn("consumer groups cannot be compacted", "", "error", err)
+}
+
+// restore writes all that counts anew, after a sync of the log has failed: a power failure
+// could leave a hole in it, and what is behind a hole does not say what was before.
+func (j *journal) restore() {
+	j.changing <- struct{}{}
+	defer func() { <-j.changing }()
+	if j.log == nil || j.closed {
+		return
+	}
+	j.doubtful = true
+	j.compact()
 }
 
 func (j *journal) rewrite() error {
@@ -287,5 +311,6 @@ func (j *journal) rewrite() error {
 func (j *journal) close() error {
 	j.changing <- struct{}{}
 	defer func() { <-j.changing }()
+	j.closed = true
 	return j.log.Close()
 }

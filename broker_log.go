@@ -19,7 +19,7 @@ type diskLog struct {
 	name     string        // for those who read the log's messages
 	dir      string        // where its segments are
 	header   segmentHeader // without base offset
-	advanced func()
+	events   logEvents
 	sync     func() // syncs what has been written; for the store
 
 	config  atomic.Pointer[LogConfig]
@@ -50,6 +50,22 @@ type diskLog struct {
 	made   bool  // the directory is there
 	torn   bool  // there may be bytes behind the last batch
 	sealed bool  // nothing more may be written to the last segment
+	// refused are segments that the log no longer has, and that are still to be removed.
+	refused []*segment
+}
+
+// logEvents are told what becomes of a log, from any goroutine; they may be nil.
+type logEvents struct {
+	advanced func() // there is more to read; does not block
+	// doubted: a sync has failed of what is acknowledged. It has a goroutine of its own.
+	doubted func()
+}
+
+// advanced tells that there is more to read.
+func (l *diskLog) advanced() {
+	if l.events.advanced != nil {
+		l.events.advanced()
+	}
 }
 
 // logView is a log as it was at one moment. It is not changed once others know it.

@@ -39,11 +39,7 @@ func (l *diskLog) read(ctx context.Context, v *logView, i int, offset int64, max
 	if err != nil {
 		return LogRead{}, err
 	}
-	f, err := s.acquire()
-	var corrupt *CorruptError
-	if errors.As(err, &corrupt) {
-		return LogRead{}, &CorruptError{corrupt.File, corrupt.Position, s.header.base, v.next(i), corrupt.Reason}
-	}
+	f, err := s.acquire(v.next(i))
 	if err != nil {
 		return LogRead{}, err
 	}
@@ -176,6 +172,9 @@ func (l *diskLog) entryBefore(ctx context.Context, s *segment, below func(*index
 			e, ok, err = s.index.search(below)
 		}
 	}
+	if errors.Is(err, errIndexDamaged) {
+		ok, err = false, nil // Its file does not keep what is written to it.
+	}
 	if !ok {
 		e = indexEntry{offset: s.header.base, pos: segmentHeaderSize, maxTime: math.MinInt64}
 	}
@@ -188,11 +187,16 @@ func (l *diskLog) endingOf(ctx context.Context, v *logView, i int) (*indexEntry,
 		return e, nil
 	}
 	s := v.segments[i]
+	isEnd := func(e *indexEntry) bool { return e.pos == s.size && e.offset == v.next(i) }
 	e, err := l.entryBefore(ctx, s, func(*indexEntry) bool { return true })
-	if err == nil && (e.pos != s.size || e.offset != v.next(i)) {
+	if err == nil && !isEnd(&e) {
 		if err = l.rebuildIndex(ctx, s, errIndexDamaged); err == nil {
 			e, err = l.entryBefore(ctx, s, func(*indexEntry) bool { return true })
 		}
+	}
+	if err == nil && !isEnd(&e) {
+		path := segmentPath(l.dir, s.header.base, indexSuffix)
+		err = &CorruptError{File: path, From: s.header.base, To: v.next(i), Reason: "it cannot be made anew"}
 	}
 	if err != nil {
 		return nil, err
@@ -329,7 +333,7 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 
 // indexSegment returns the entries of a segment's index. The last one is at its end.
 func indexSegment(ctx context.Context, s *segment, limit, next int64) ([]indexEntry, error) {
-	f, err := s.acquire()
+	f, err := s.acquire(next)
 	if err != nil {
 		return nil, err
 	}

@@ -104,10 +104,14 @@ func (l *diskLog) syncName() error {
 	return nil
 }
 
+// maxNoteInterval is how much of a segment is synced, at most, before its index says so
+// again. After a crash as much is read that need not be.
+const maxNoteInterval = 256 << 10
+
 // note says in a segment's index that it is synced up to end, if there is much that is
 // new, or the segment is complete.
 func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
-	if !complete && end.pos-l.noted < indexInterval {
+	if !complete && end.pos-l.noted < min(maxNoteInterval, l.config.Load().SegmentBytes/16) {
 		return
 	}
 	end.flags = indexSynced
@@ -163,14 +167,16 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	l.letGo(s)
 	always := l.store.policy == SyncAlways
 	var failed []*logJob
-	var removed []*segment
 	_ = l.exclusive(func() error {
 		l.mu.Lock()
-		defer l.mu.Unlock()
 		failed, l.waiters = l.waiters, nil
 		l.sealed = true
 		if always {
-			removed = l.cutUnsyncedLocked()
+			l.cutUnsyncedLocked()
+		}
+		l.mu.Unlock()
+		if err := l.removeRest(); err != nil {
+			l.store.warn.warn("what was not acknowledged cannot be removed yet", l.name, "log", l.name, "error", err)
 		}
 		return nil
 	})
@@ -187,11 +193,8 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 		l.store.warn.warn("sync failed; acknowledged messages may not outlive a power failure", l.name, "log", l.name,
 			"file", s.log.path, "from", from, "to", l.synced.at.offset, "error", cause)
 		l.settle(s)
-	}
-	for _, old := range removed {
-		l.settle(old)
-		if err := l.removeSegment(old); err != nil {
-			l.store.warn.warn("segment cannot be removed", l.name, "log", l.name, "error", err)
+		if l.events.doubted != nil {
+			l.store.running.Go(l.events.doubted)
 		}
 	}
 	for _, j := range failed {
@@ -204,20 +207,20 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	return storageError(cause)
 }
 
-// cutUnsyncedLocked takes the log back to where it is synced, and returns the segments
-// that hold nothing else. The rest of the last one is cut off.
-func (l *diskLog) cutUnsyncedLocked() (removed []*segment) {
+// cutUnsyncedLocked takes the log back to where it is synced. What else its files have is
+// for removeRest to remove.
+func (l *diskLog) cutUnsyncedLocked() {
 	w := *l.written
 	keep := 0
 	for keep < len(w.segments) && w.segments[keep].header.base < l.synced.at.offset {
 		keep++
 	}
-	removed = slices.Clone(w.segments[keep:])
+	l.refused = append(l.refused, w.segments[keep:]...)
 	w.segments = slices.Clone(w.segments[:keep])
 	w.last = l.synced.at
+	l.torn = keep > 0
 	if keep == 0 {
 		w.last.pos = 0
-		l.torn = false // What it was goes with its segment.
 	} else {
 		s := w.segments[keep-1]
 		if s.header.base != l.synced.segment {
@@ -225,10 +228,8 @@ func (l *diskLog) cutUnsyncedLocked() (removed []*segment) {
 		}
 		s.index.cut(w.last.pos)
 		s.ending.Store(nil)
-		l.torn = true
 	}
 	l.written = &w
-	return removed
 }
 
 // Close ends the log. What is written is synced, whatever the policy, and the index says
@@ -240,10 +241,10 @@ func (l *diskLog) Close() error {
 		first = !l.closed
 		l.closed = true
 		l.mu.Unlock()
-		if first && l.torn && len(l.written.segments) > 0 {
-			return l.cutTorn()
+		if !first {
+			return nil
 		}
-		return nil
+		return l.removeRest()
 	})
 	if !first {
 		return nil
@@ -252,12 +253,7 @@ func (l *diskLog) Close() error {
 	synced := l.syncWritten(true)
 	if synced != nil {
 		// What was refused is not to be found by the next who opens the log.
-		synced = errors.Join(synced, l.exclusive(func() error {
-			if !l.torn || len(l.written.segments) == 0 {
-				return nil
-			}
-			return l.cutTorn()
-		}))
+		synced = errors.Join(synced, l.exclusive(l.removeRest))
 	}
 	l.ended.Store(true)
 	l.mu.Lock()

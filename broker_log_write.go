@@ -186,15 +186,29 @@ func (l *diskLog) prepare(size, now int64) error {
 	if len(v.segments) == 0 || l.sealed || !l.fits(v, size, now) {
 		return l.roll()
 	}
+	return l.removeRest()
+}
+
+// removeRest removes what failed operations have left behind the log's end: the rest of a write,
+// and segments of which nothing is synced. It must not be there when something else is
+// written in its place: the end of it might look like batches that follow.
+func (l *diskLog) removeRest() error {
 	if l.torn {
-		return l.cutTorn()
+		if err := l.cutTorn(); err != nil {
+			return err
+		}
+	}
+	for len(l.refused) > 0 {
+		s := l.refused[len(l.refused)-1]
+		l.letGo(s)
+		if err := l.removeSegment(s); err != nil {
+			return err
+		}
+		l.refused = l.refused[:len(l.refused)-1]
 	}
 	return nil
 }
 
-// cutTorn removes what a failed write may have left behind the last batch. It must not be
-// there when something shorter is written in its place: the end of it might look like
-// batches that follow.
 func (l *diskLog) cutTorn() error {
 	v := l.written
 	s := v.segments[len(v.segments)-1]
@@ -245,7 +259,7 @@ func (l *diskLog) write(g *appendGroup) error {
 		// It is kept open for a sync, of which nobody else has cause to think.
 		l.store.markDirty(l)
 		if l.torn {
-			_ = l.cutTorn() // Tried again before the next write.
+			_ = l.removeRest() // Tried again before the next write.
 		}
 		return err
 	}
@@ -320,10 +334,8 @@ func (l *diskLog) rollBehind(last indexEntry) error {
 
 // roll begins a segment at the log's end.
 func (l *diskLog) roll() error {
-	if l.torn {
-		if err := l.cutTorn(); err != nil {
-			return err
-		}
+	if err := l.removeRest(); err != nil {
+		return err
 	}
 	if !l.made {
 		if err := l.store.files.mkdir(l.dir); err != nil && !errors.Is(err, os.ErrExist) {

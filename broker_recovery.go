@@ -21,9 +21,9 @@ const cutSuffix = ".cut"
 // and kept up to the first byte that is not of a whole batch in its place: a write that
 // the crash has torn, or one that was lost before another that was not. So what a power
 // failure takes is the end of the log, never something from its middle.
-func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHeader, c LogConfig, advanced func()) (*diskLog, error) {
+func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHeader, c LogConfig, events logEvents) (*diskLog, error) {
 	l := &diskLog{
-		store: store, dir: dir, name: name, header: h, advanced: advanced,
+		store: store, dir: dir, name: name, header: h, events: events,
 		syncing: make(chan struct{}, 1), noted: segmentHeaderSize, epoch: max(1, store.epoch),
 	}
 	l.sync = l.syncNow
@@ -137,16 +137,18 @@ func (r *recovery) recover(ctx context.Context) error {
 	if clean {
 		l.clean, l.named = v.last, true
 		v.first = v.last.appendTime // Near enough: it bounds the age of what is in the segment.
-		l.epoch = max(l.epoch, v.last.epoch+1)
-		return r.trimIndex(last, r.entries, v.last.pos)
-	}
-	for i, s := range v.segments[r.at:] {
-		s.complete = false
-		s.linked = i == 0 && r.known
-	}
-	l.named = r.known
-	if err := r.readTail(ctx); err != nil {
-		return err
+		if err := r.trimIndex(last, r.entries, v.last.pos); err != nil {
+			return err
+		}
+	} else {
+		for i, s := range v.segments[r.at:] {
+			s.complete = false
+			s.linked = i == 0 && r.known
+		}
+		l.named = r.known
+		if err := r.readTail(ctx); err != nil {
+			return err
+		}
 	}
 	l.epoch = max(l.epoch, v.last.epoch+1)
 	if v.last.offset < v.start {
@@ -159,6 +161,8 @@ func (r *recovery) recover(ctx context.Context) error {
 			return err
 		}
 		r.view = l.written
+	} else if clean {
+		return nil
 	}
 	return r.sync()
 }
@@ -287,7 +291,7 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 	if ctx.Err() != nil {
 		return nil, endOf(ctx)
 	}
-	f, err := s.acquire()
+	f, err := s.acquire(max(end.offset, s.header.base))
 	if err != nil {
 		return nil, err
 	}

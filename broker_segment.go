@@ -111,8 +111,17 @@ func (s *segment) checkFile(f file) error {
 	}
 }
 
-// acquire opens the segment for reading.
-func (s *segment) acquire() (file, error) { return s.log.acquire(os.O_RDONLY) }
+// acquire opens the segment for reading. It ends at the offset next.
+func (s *segment) acquire(next int64) (file, error) {
+	f, err := s.log.acquire(os.O_RDONLY)
+	var foreign *CorruptError
+	if errors.As(err, &foreign) {
+		all := *foreign
+		all.To = next
+		return nil, &all
+	}
+	return f, err
+}
 
 // cutWhole cuts the first batch off data, which was read from a log at the given offset,
 // and checks it whole. need is how many bytes it takes, if there are too few.
@@ -258,7 +267,7 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, 
 	if from.pos >= limit {
 		return nil
 	}
-	opened, err := s.acquire()
+	opened, err := s.acquire(next)
 	if err != nil {
 		return err
 	}

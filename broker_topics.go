@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/google/uuid"
 )
+
+// opensAtOnce is how many topics, and how many partitions of each, are opened at a time.
+const opensAtOnce = 4
 
 // topicSet is a broker's topics and the open logs of their partitions.
 type topicSet struct {
@@ -63,12 +67,18 @@ func (s *topicSet) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("robust: open storage: %w", err)
 	}
-	for _, stored := range kept {
-		t, err := s.open(ctx, stored, nil)
+	err = inParallel(len(kept), opensAtOnce, func(i int) error {
+		t, err := s.open(ctx, kept[i], nil)
 		if err != nil {
-			return fmt.Errorf("robust: open topic %q: %w", stored.Name, err)
+			return fmt.Errorf("robust: open topic %q: %w", kept[i].Name, err)
 		}
-		s.topics[stored.Name] = t
+		s.mu.Lock()
+		s.topics[t.stored.Name] = t
+		s.mu.Unlock()
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	s.tell()
 	for _, t := range s.config.topics {
@@ -85,19 +95,25 @@ func (s *topicSet) open(ctx context.Context, stored StoredTopic, already []*part
 	if err != nil {
 		return nil, err
 	}
-	t := &topic{stored: stored, config: config, partitions: slices.Clone(already), turn: new(atomic.Uint32)}
-	for id := int32(len(already)); id < stored.Partitions; id++ {
-		p := &partition{topic: stored.Name, id: id}
-		p.log, err = s.storage.OpenPartition(ctx, stored, id, config.log, p.advanced)
-		if err != nil {
-			for _, p := range t.partitions[len(already):] {
+	fresh := make([]*partition, int(stored.Partitions)-len(already))
+	err = inParallel(len(fresh), opensAtOnce, func(i int) error {
+		p := &partition{topic: stored.Name, id: int32(len(already) + i)}
+		var err error
+		p.log, err = s.storage.OpenPartition(ctx, stored, p.id, config.log, p.advanced)
+		if err == nil {
+			fresh[i] = p
+		}
+		return err
+	})
+	if err != nil {
+		for _, p := range fresh {
+			if p != nil {
 				err = errors.Join(err, p.close())
 			}
-			return nil, err
 		}
-		t.partitions = append(t.partitions, p)
+		return nil, err
 	}
-	return t, nil
+	return &topic{stored: stored, config: config, partitions: slices.Concat(already, fresh), turn: new(atomic.Uint32)}, nil
 }
 
 // change runs f, which changes the topics, alone.
@@ -211,6 +227,10 @@ func (s *topicSet) alter(ctx context.Context, name string, partitions int32, cha
 func (s *topicSet) remove(ctx context.Context, name string) error {
 	return s.change(ctx, func() error {
 		t, err := s.get(name)
+		if errors.Is(err, ErrTopicNotFound) {
+			// The storage may not have been able to delete it for good.
+			return cmp.Or(s.storage.DeleteTopic(ctx, name), err)
+		}
 		if err != nil {
 			return err
 		}
@@ -227,9 +247,15 @@ func (s *topicSet) remove(ctx context.Context, name string) error {
 		}
 		// Everything is still there, and has to be found again.
 		back, failed := s.open(ctx, t.stored, nil)
-		if failed == nil {
+		switch {
+		case failed == nil:
 			back.turn = t.turn
 			failed = s.publish(back, nil)
+		case errors.Is(failed, ErrTopicNotFound):
+			failed = nil // It is gone all the same.
+			s.tell()
+		default:
+			s.tell()
 		}
 		return errors.Join(deleted, failed)
 	})
@@ -326,12 +352,15 @@ func (s *topicSet) close() error {
 	topics := s.topics
 	s.topics = make(map[string]*topic)
 	s.mu.Unlock()
-	var errs []error
+	var partitions []*partition
 	for _, t := range topics {
-		for _, p := range t.partitions {
-			errs = append(errs, p.close())
-		}
+		partitions = append(partitions, t.partitions...)
 	}
+	errs := make([]error, len(partitions))
+	_ = inParallel(len(partitions), maxSyncs, func(i int) error {
+		errs[i] = partitions[i].close()
+		return nil // The others are to be closed all the same.
+	})
 	return errors.Join(errs...)
 }
 

@@ -40,6 +40,7 @@ var layerOrder = []string{
 	"retry.go",
 	"warn.go",
 	"notices.go",
+	"parallel.go",
 	"marks.go",
 	"assignor.go",
 	"broker_storage.go",
