@@ -408,18 +408,19 @@ func (d *dataDir) Close() error {
 	d.closed = true
 	logs := slices.Collect(maps.Keys(d.logs))
 	d.mu.Unlock()
-	errs := make([]error, len(logs))
+	closed := make([]error, len(logs))
 	_ = inParallel(len(logs), maxSyncs, func(i int) error {
-		errs[i] = logs[i].Close()
+		closed[i] = logs[i].Close()
 		return nil // The others are to be closed all the same.
 	})
+	err := errors.Join(closed...)
 	for name := range d.deleted {
-		errs = append(errs, d.finishDeletion(context.Background(), name))
+		err = errors.Join(err, d.finishDeletion(context.Background(), name))
 	}
 	if d.groups != nil {
-		errs = append(errs, d.groups.close())
+		err = errors.Join(err, d.groups.close())
 	}
 	close(d.done)
 	d.store.running.Wait()
-	return errors.Join(append(errs, d.held.Close())...)
+	return errors.Join(err, d.held.Close())
 }

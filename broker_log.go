@@ -15,12 +15,12 @@ import (
 // broker_log_sync.go), and goes on beside it. Readers look at a view, which is replaced,
 // never changed, and wait for nobody.
 type diskLog struct {
-	store    *logStore
-	name     string        // for those who read the log's messages
-	dir      string        // where its segments are
-	header   segmentHeader // without base offset
-	events   logEvents
-	sync     func() // syncs what has been written; for the store
+	store  *logStore
+	name   string        // for those who read the log's messages
+	dir    string        // where its segments are
+	header segmentHeader // without base offset
+	events logEvents
+	sync   func() // syncs what has been written; for the store
 
 	config  atomic.Pointer[LogConfig]
 	visible atomic.Pointer[logView] // what may be read
