@@ -101,6 +101,7 @@ type logStore struct {
 	hungry  atomic.Int64   // how many wait for a token of unsaved
 	running sync.WaitGroup // goroutines of the store and its logs
 	buffers sync.Pool      // of *[]byte, for reads
+	gather  sync.Pool      // of *[]byte of gatherBytes, for writes
 	kick    chan struct{}  // has the dirty logs synced at once
 
 	mu      sync.Mutex // guards the following

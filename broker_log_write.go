@@ -13,6 +13,9 @@ import (
 const (
 	// maxGroupBytes is how much of what has gathered is written at a time.
 	maxGroupBytes = 1 << 20
+	// gatherBytes is how much of it is copied together. Batches of half of that are
+	// written on their own: copying them would cost more than the call does.
+	gatherBytes = 128 << 10
 	// maxSegmentSize is what positions in an index can name.
 	maxSegmentSize = math.MaxUint32
 )
@@ -227,15 +230,6 @@ func (l *diskLog) cutTorn() error {
 // write writes a group behind the last segment's last batch.
 func (l *diskLog) write(g *appendGroup) error {
 	s := l.written.segments[len(l.written.segments)-1]
-	data := g.jobs[0].batches
-	if len(g.jobs) > 1 {
-		room := l.store.buffer(g.size)
-		defer l.store.buffers.Put(room)
-		data = (*room)[:0]
-		for _, j := range g.jobs {
-			data = append(data, j.batches...)
-		}
-	}
 	if err := l.beginWriting(s); err != nil {
 		return err
 	}
@@ -243,7 +237,7 @@ func (l *diskLog) write(g *appendGroup) error {
 	if err == nil {
 		// It is torn until all is written: whoever stops in between finds it so.
 		l.torn = true
-		if _, err = f.WriteAt(data, l.written.last.pos); err == nil {
+		if err = l.store.writeJobs(f, g.jobs, l.written.last.pos); err == nil {
 			l.torn = false
 		}
 		s.out.release()
@@ -267,6 +261,48 @@ func (l *diskLog) write(g *appendGroup) error {
 		s.index.add(e)
 	}
 	return nil
+}
+
+// writeJobs writes batches at pos, one behind the other: small ones together, so that they
+// take few calls, large ones from where they are.
+func (s *logStore) writeJobs(f file, jobs []*logJob, pos int64) error {
+	if len(jobs) == 1 {
+		_, err := f.WriteAt(jobs[0].batches, pos)
+		return err
+	}
+	room, ok := s.gather.Get().(*[]byte)
+	if !ok {
+		b := make([]byte, 0, gatherBytes)
+		room = &b
+	}
+	defer s.gather.Put(room)
+	buf := (*room)[:0]
+	flush := func() error {
+		_, err := f.WriteAt(buf, pos)
+		pos += int64(len(buf))
+		buf = buf[:0]
+		return err
+	}
+	for _, j := range jobs {
+		large := len(j.batches) >= gatherBytes/2
+		if len(buf) > 0 && (large || len(buf)+len(j.batches) > cap(buf)) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if large {
+			if _, err := f.WriteAt(j.batches, pos); err != nil {
+				return err
+			}
+			pos += int64(len(j.batches))
+			continue
+		}
+		buf = append(buf, j.batches...)
+	}
+	if len(buf) == 0 {
+		return nil
+	}
+	return flush()
 }
 
 // beginWriting keeps a segment open until it is synced: a system may forget, with the
