@@ -28,6 +28,10 @@ type diskLog struct {
 	hints   [4]atomic.Pointer[readHint]
 	turn    atomic.Uint32 // of hints
 
+	// wanted is how many wait for nobody to append, and hurry hears of it.
+	wanted atomic.Int32
+	hurry  chan struct{}
+
 	// syncing is a token: syncs, and writes to the files of indexes, come one at a time.
 	// synced, the place up to which all is on stable storage, belongs to it, and so
 	// does noted, the position of the last index entry of the last segment that says so.
@@ -202,19 +206,6 @@ func (s *logStore) forget(l *diskLog) {
 	delete(s.dirty, l)
 }
 
-// awaitUnsaved waits until one more segment may be kept open that is not synced.
-func (s *logStore) awaitUnsaved() {
-	select {
-	case s.unsaved <- struct{}{}:
-		return
-	default:
-	}
-	s.hungry.Add(1)
-	defer s.hungry.Add(-1)
-	signal(s.kick)
-	s.unsaved <- struct{}{}
-}
-
 // ending returns where the i-th segment ends.
 func (v *logView) ending(i int) *indexEntry {
 	if i == len(v.segments)-1 {
@@ -281,6 +272,36 @@ func (l *diskLog) acquireSync(ctx context.Context) error {
 
 func (l *diskLog) releaseSync() { <-l.syncing }
 
+// awaitUnsaved waits until one more segment may be kept open that is not synced; counted
+// tells whether it holds a token for that. Where somebody waits for those who append
+// (exclusive) it does not wait: what it waits for might be waiting for that.
+func (l *diskLog) awaitUnsaved() (counted bool) {
+	s := l.store
+	select {
+	case s.unsaved <- struct{}{}:
+		return true
+	default:
+	}
+	s.hungry.Add(1)
+	defer s.hungry.Add(-1)
+	signal(s.kick)
+	for l.wanted.Load() == 0 {
+		select {
+		case s.unsaved <- struct{}{}:
+			return true
+		case <-l.hurry:
+		}
+	}
+	return false
+}
+
+// giveUnsaved ends what awaitUnsaved has begun.
+func (l *diskLog) giveUnsaved(counted bool) {
+	if counted {
+		<-l.store.unsaved
+	}
+}
+
 // settle no longer keeps a segment open that is synced, unless it has been written to
 // meanwhile. If others wait for their turn it is let go all the same: a log that is
 // always ahead of its sync must not keep them waiting for ever.
@@ -295,7 +316,7 @@ func (l *diskLog) settle(s *segment) {
 	s.pinned = false
 	l.mu.Unlock()
 	s.out.release()
-	<-l.store.unsaved
+	l.giveUnsaved(s.counted)
 }
 
 // letGo no longer keeps a segment open, whatever has become of it.
@@ -306,7 +327,7 @@ func (l *diskLog) letGo(s *segment) {
 	l.mu.Unlock()
 	if pinned {
 		s.out.release()
-		<-l.store.unsaved
+		l.giveUnsaved(s.counted)
 	}
 }
 

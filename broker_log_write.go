@@ -32,6 +32,9 @@ func (l *diskLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
 // exclusive runs f when nobody appends, and returns what it returns.
 func (l *diskLog) exclusive(f func() error) error {
 	var err error
+	l.wanted.Add(1)
+	defer l.wanted.Add(-1)
+	signal(l.hurry)
 	ran := make(chan struct{})
 	l.enqueue(&logJob{run: func() {
 		err = f()
@@ -315,16 +318,16 @@ func (l *diskLog) beginWriting(s *segment) error {
 	if pinned || l.store.policy == SyncNever {
 		return nil
 	}
-	l.store.awaitUnsaved()
+	counted := l.awaitUnsaved()
 	if _, err := s.out.acquire(os.O_RDWR); err != nil {
-		<-l.store.unsaved
+		l.giveUnsaved(counted)
 		l.mu.Lock()
 		l.writing = false
 		l.mu.Unlock()
 		return err
 	}
 	l.mu.Lock()
-	s.pinned = true
+	s.pinned, s.counted = true, counted
 	l.mu.Unlock()
 	return nil
 }
@@ -416,9 +419,7 @@ func (l *diskLog) createSegment(s *segment) error {
 		}
 	}
 	never := l.store.policy == SyncNever
-	if !never {
-		l.store.awaitUnsaved()
-	}
+	counted := !never && l.awaitUnsaved()
 	f, err := l.store.cache.openFile(s.log.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err == nil {
 		if _, err = f.WriteAt(s.header.encode(segmentMagic), 0); err != nil {
@@ -426,16 +427,14 @@ func (l *diskLog) createSegment(s *segment) error {
 		}
 	}
 	if err != nil {
-		if !never {
-			<-l.store.unsaved
-		}
+		l.giveUnsaved(counted)
 		return err
 	}
 	s.out.adopt(f)
 	if never {
 		s.out.release()
 	} else {
-		s.pinned = true
+		s.pinned, s.counted = true, counted
 	}
 	return nil
 }

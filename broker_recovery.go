@@ -24,7 +24,7 @@ const cutSuffix = ".cut"
 func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHeader, c LogConfig, events logEvents) (*diskLog, error) {
 	l := &diskLog{
 		store: store, dir: dir, name: name, header: h, events: events,
-		syncing: make(chan struct{}, 1), noted: segmentHeaderSize, epoch: max(1, store.epoch),
+		syncing: make(chan struct{}, 1), hurry: make(chan struct{}, 1), noted: segmentHeaderSize, epoch: max(1, store.epoch),
 	}
 	l.sync = l.syncNow
 	l.config.Store(&c)

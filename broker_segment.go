@@ -39,8 +39,9 @@ type segment struct {
 	// index says how it ends.
 	linked   bool
 	complete bool
-	// pinned: it is kept open until it is synced; guarded by the log's mutex.
-	pinned bool
+	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
+	// stands for that. Guarded by the log's mutex.
+	pinned, counted bool
 
 	harmMu sync.Mutex // guards harm
 	harm   []harm     // what is known to be damaged

@@ -1,11 +1,14 @@
 package robust
 
 import (
+	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -107,4 +110,44 @@ func TestLogHeapAfterAppendsAtOnce(t *testing.T) {
 	require.LessOrEqual(t, idle, int64(idleBytes))
 	require.NoError(t, d.Close())
 	runtime.KeepAlive(all)
+}
+
+// More logs than can be synced at a time make room for others, and each waits for its own
+// appends to let it: the appends wait for the others to be synced.
+func TestLogsAllTrimAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const partitions, appends = 4 * maxSyncs, 60
+		files := newMemFiles(1)
+		require.NoError(t, files.mkdir("/data"))
+		store := newLogStore(files, SyncInterval(time.Millisecond), newWarner(slog.New(slog.DiscardHandler)))
+		store.unsaved = make(chan struct{}, 2)
+		done := make(chan struct{})
+		store.running.Go(func() { store.run(done) })
+		config := LogConfig{SegmentBytes: 512, RetentionBytes: 512}
+		logs := make([]*diskLog, partitions)
+		var running sync.WaitGroup
+		for i := range logs {
+			l, err := openLog(t.Context(), store, fmt.Sprint("/data/", i), fmt.Sprint(i), segmentHeader{partition: int32(i)}, config, logEvents{})
+			require.NoError(t, err)
+			logs[i] = l
+			running.Go(func() {
+				a := newAppender(byte(i), 1, 100)
+				for range appends {
+					if err := a.append(l); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		running.Wait()
+		for _, l := range logs {
+			require.NoError(t, l.Close())
+			start, end := l.Bounds()
+			require.EqualValues(t, appends, end)
+			require.Positive(t, start)
+		}
+		close(done)
+		store.running.Wait()
+	})
 }
