@@ -875,5 +875,22 @@ func (m *memFiles) content(path string) []byte {
 }
 
 // put makes a file of this content, which lasts; nil removes it. The file's directory
+// must be there.
+func (m *memFiles) put(path string, content []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	parent, base, err := m.parentLocked(path)
+	if err != nil {
+		panic(err)
+	}
+	if content == nil {
+		delete(parent.entries, base)
+		delete(parent.kept, base)
+		return
+	}
+	content = slices.Clip(content)
+	n := &memNode{data: content, frozen: len(content), disk: content}
+	parent.entries[base], parent.kept[base] = n, n
+}
 
 var _ fileSystem = (*memFiles)(nil)
