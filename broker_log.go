@@ -313,21 +313,22 @@ func (l *diskLog) settle(s *segment) {
 		l.mu.Unlock()
 		return
 	}
+	counted := s.counted
 	s.pinned = false
 	l.mu.Unlock()
 	s.out.release()
-	l.giveUnsaved(s.counted)
+	l.giveUnsaved(counted)
 }
 
 // letGo no longer keeps a segment open, whatever has become of it.
 func (l *diskLog) letGo(s *segment) {
 	l.mu.Lock()
-	pinned := s.pinned
+	pinned, counted := s.pinned, s.counted
 	s.pinned = false
 	l.mu.Unlock()
 	if pinned {
 		s.out.release()
-		l.giveUnsaved(s.counted)
+		l.giveUnsaved(counted)
 	}
 }
 
