@@ -136,8 +136,11 @@ func (d *dataDir) load() error {
 		var t StoredTopic
 		err := readJSON(files, filepath.Join(dir, topicName), &t)
 		if errors.Is(err, os.ErrNotExist) {
-			if err := d.discardUnfinished(dir); err != nil {
+			if _, err := isUnfinished(files, dir); err != nil {
 				return err
+			}
+			if err := removeAll(files, dir); err != nil {
+				return storageError(err)
 			}
 			continue
 		}
@@ -161,19 +164,19 @@ func (d *dataDir) load() error {
 	return err
 }
 
-// discardUnfinished removes the directory of a topic that was being made, of which nobody
-// has heard.
-func (d *dataDir) discardUnfinished(dir string) error {
-	infos, err := d.store.files.list(dir)
+// isUnfinished tells whether the directory of a topic without a description is that of one
+// that was being made, of which nobody has heard. The error is a CorruptError if it is not.
+func isUnfinished(files fileSystem, dir string) (bool, error) {
+	infos, err := files.list(dir)
 	if err != nil {
-		return storageError(err)
+		return false, storageError(err)
 	}
 	for _, info := range infos {
 		if info.dir {
-			return &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
+			return false, &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
 		}
 	}
-	return storageError(removeAll(d.store.files, dir))
+	return true, nil
 }
 
 func (d *dataDir) topicIDs() map[string]bool {

@@ -132,11 +132,17 @@ func (i *inspector) inspectTopic(ctx context.Context, dir string) error {
 	var t StoredTopic
 	path := filepath.Join(dir, topicName)
 	err := readJSON(i.files, path, &t)
+	if errors.Is(err, os.ErrNotExist) {
+		var unfinished bool
+		if unfinished, err = isUnfinished(i.files, dir); unfinished && i.repair {
+			return storageError(removeAll(i.files, dir))
+		}
+		if unfinished {
+			return nil // The broker clears it away.
+		}
+	}
 	var corrupt *CorruptError
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		corrupt = &CorruptError{File: path, From: -1, To: -1, Reason: "the file is not there"}
-	case err != nil && !errors.As(err, &corrupt):
+	if err != nil && !errors.As(err, &corrupt) {
 		return err
 	}
 	if corrupt != nil {
