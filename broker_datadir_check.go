@@ -65,6 +65,7 @@ type inspector struct {
 	report *DataDirReport
 	topic  string // being looked at; "" for others
 	id     int32
+	before batch // header of the last whole batch of the log that was met; nil before the first
 }
 
 func inspectDataDir(ctx context.Context, files fileSystem, dir string, repair bool) (*DataDirReport, error) {
@@ -189,6 +190,7 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 	if err := r.look(); err != nil {
 		return err
 	}
+	i.before = nil
 	segments := r.view.segments
 	for n, s := range segments {
 		next := int64(-1)
@@ -280,19 +282,18 @@ func (i *inspector) damaged(d Damage) {
 // it ends is not known, it ends with the first damage.
 func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next int64, known bool) (holes []hole, err error) {
 	b := batchScanner{f: f, pos: segmentHeaderSize, offset: s.header.base, limit: limit}
-	var before batch
 	for {
 		at, err := b.next()
 		var d damage
 		switch {
 		case err == nil:
 			i.count(at)
-			before = append(before[:0], at[:batchHeaderSize]...)
+			i.before = append(i.before[:0], at[:batchHeaderSize]...)
 			continue
 		case isEOF(err):
 			if known && next >= 0 && b.offset != next {
 				from := place{b.pos, b.offset}
-				holes = append(holes, hole{from, place{limit, next}, "what follows is missing", slices.Clone(before)})
+				holes = append(holes, hole{from, place{limit, next}, "what follows is missing", slices.Clone(i.before)})
 			}
 			return holes, nil
 		case !errors.As(err, &d):
@@ -307,7 +308,7 @@ func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next in
 			return holes, err
 		}
 		to := place{h.end, h.err.To}
-		holes = append(holes, hole{from, to, d, slices.Clone(before)})
+		holes = append(holes, hole{from, to, d, slices.Clone(i.before)})
 		b = batchScanner{f: f, pos: to.pos, offset: to.offset, limit: limit}
 		if to.pos >= limit {
 			return holes, nil

@@ -874,6 +874,22 @@ func (m *memFiles) content(path string) []byte {
 	return n.data[:n.frozen:n.frozen]
 }
 
-// put makes a file of this content, which lasts; nil removes it. The file's directory
+// put makes a file of this content, which lasts; nil removes it. The directory must be
+// there.
+func (m *memFiles) put(path string, data []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	dir, name, err := m.parentLocked(path)
+	switch {
+	case err != nil:
+		panic(err)
+	case data == nil:
+		delete(dir.entries, name)
+		delete(dir.kept, name)
+	default:
+		n := &memNode{data: data, frozen: len(data), disk: data}
+		dir.entries[name], dir.kept[name] = n, n
+	}
+}
 
 var _ fileSystem = (*memFiles)(nil)
