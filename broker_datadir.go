@@ -27,7 +27,8 @@ import (
 //	topics/NAME@ID/PARTITION/*.log, *.index, start.json
 //	trash/                                topics that are being deleted
 //
-// The name in a directory's is for people; topic.json has the one that counts.
+// The name in a directory's is for people; topic.json has the one that counts, and must be
+// where it belongs.
 const (
 	lockName     = "lock"
 	identityName = "robust.json"
@@ -133,8 +134,7 @@ func (d *dataDir) load() error {
 		if err := files.syncDir(dir); err != nil {
 			return storageError(err)
 		}
-		var t StoredTopic
-		err := readJSON(files, filepath.Join(dir, topicName), &t)
+		t, err := readTopic(files, dir)
 		if errors.Is(err, os.ErrNotExist) {
 			if _, err := isUnfinished(files, dir); err != nil {
 				return err
@@ -147,7 +147,7 @@ func (d *dataDir) load() error {
 		if err != nil {
 			return err
 		}
-		if other := d.topics[t.Name]; other != nil {
+		if other := d.topics[t.Name]; other != nil { // Of another ID.
 			return fmt.Errorf("%w: %s and %s are both topic %q", ErrCorrupt, other.dir, dir, t.Name)
 		}
 		d.topics[t.Name] = &storedTopicDir{t, dir}
@@ -162,6 +162,18 @@ func (d *dataDir) load() error {
 	}
 	d.groups, err = openJournal(context.Background(), d.store, filepath.Join(d.dir, groupsName), d.topicIDs())
 	return err
+}
+
+// readTopic reads the description of the topic in a directory.
+func readTopic(files fileSystem, dir string) (t StoredTopic, err error) {
+	path := filepath.Join(dir, topicName)
+	if err := readJSON(files, path, &t); err != nil {
+		return t, err
+	}
+	if topicDirName(t) != filepath.Base(dir) {
+		return t, &CorruptError{File: path, From: -1, To: -1, Reason: fmt.Sprintf("it describes topic %q of ID %s", t.Name, t.ID)}
+	}
+	return t, nil
 }
 
 // isUnfinished tells whether the directory of a topic without a description is that of one

@@ -130,9 +130,7 @@ func (i *inspector) json(path string, value any) error {
 
 func (i *inspector) inspectTopic(ctx context.Context, dir string) error {
 	i.topic, i.id = filepath.Base(dir), 0
-	var t StoredTopic
-	path := filepath.Join(dir, topicName)
-	err := readJSON(i.files, path, &t)
+	t, err := readTopic(i.files, dir)
 	if errors.Is(err, os.ErrNotExist) {
 		var unfinished bool
 		if unfinished, err = isUnfinished(i.files, dir); unfinished && i.repair {
