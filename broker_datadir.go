@@ -336,9 +336,10 @@ func (d *dataDir) finishDeletion(ctx context.Context, name string) error {
 	if !ok {
 		return nil
 	}
-	err := errors.Join(
-		d.store.files.syncDir(filepath.Join(d.dir, topicsName)),
-		d.groups.forgetTopic(ctx, id))
+	err := d.store.files.syncDir(filepath.Join(d.dir, topicsName))
+	if err == nil {
+		err = d.groups.forgetTopic(ctx, id)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)
 	}
@@ -437,5 +438,5 @@ func (d *dataDir) Close() error {
 	}
 	close(d.done)
 	d.store.running.Wait()
-	return errors.Join(err, d.held.Close())
+	return errors.Join(err, storageError(d.held.Close()))
 }

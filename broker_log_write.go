@@ -387,6 +387,9 @@ func (l *diskLog) roll() error {
 	h.base = v.last.offset
 	s := newSegment(l.store.cache, l.dir, h)
 	if err := l.createSegment(s); err != nil {
+		// It may be there all the same, and the segment before it would seem to end here.
+		l.refused = append(l.refused, s)
+		_ = l.removeRest() // Tried again before the next write.
 		return err
 	}
 	s.index.count = 0
@@ -423,7 +426,7 @@ func (l *diskLog) createSegment(s *segment) error {
 	f, err := l.store.cache.openFile(s.log.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err == nil {
 		if _, err = f.WriteAt(s.header.encode(segmentMagic), 0); err != nil {
-			err = errors.Join(err, f.Close(), l.store.files.remove(s.log.path))
+			err = errors.Join(err, f.Close())
 		}
 	}
 	if err != nil {
