@@ -263,16 +263,19 @@ func (l *diskLog) Close() error {
 		synced = errors.Join(synced, l.exclusive(l.removeRest))
 	}
 	l.ended.Store(true)
-	l.mu.Lock()
-	w := l.written
-	l.mu.Unlock()
+	var w *logView
+	var refused []*segment
+	_ = l.exclusive(func() error {
+		w, refused = l.written, l.refused
+		return nil
+	})
 	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean {
 		s, end := w.segments[n-1], w.last
 		end.flags = indexSynced | indexClean
 		s.index.add(end)
 		l.flushIndex(s, true)
 	}
-	for _, s := range w.segments {
+	for _, s := range slices.Concat(w.segments, refused) {
 		l.letGo(s)
 		s.retire()
 	}

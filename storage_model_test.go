@@ -719,11 +719,16 @@ func (m *storageModel) checkGroupLocked(id string, g *groupModel, got groupConte
 		}
 		change := &g.history[i]
 		for n, c := range may {
-			if change.failed && len(may) < 500 {
+			if change.failed {
 				may = append(may, c)
 			}
 			may[n].offsets = maps.Clone(c.offsets)
 			change.apply(&may[n])
+		}
+		for n := len(may) - 1; n > 0; n-- {
+			if slices.ContainsFunc(may[:n], may[n].equal) {
+				may = slices.Delete(may, n, n+1)
+			}
 		}
 	}
 	least := g.acked
