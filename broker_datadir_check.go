@@ -212,6 +212,10 @@ type hole struct {
 	before   batch
 }
 
+// damageBehind is what a write leaves that has failed, in front of another segment. Nobody
+// reads it.
+const damageBehind damage = "there are bytes behind the segment's end"
+
 // inspectSegment inspects the n-th segment; next is the offset at which it must end, -1 if
 // that is not known.
 func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next int64) error {
@@ -248,7 +252,7 @@ func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next
 	for _, h := range holes {
 		i.damaged(Damage{
 			CorruptError: CorruptError{File: s.log.path, Position: h.from.pos, From: h.from.offset, To: h.to.offset, Reason: string(h.reason)},
-			Tail:         !known, Repaired: i.repair,
+			Tail:         !known || h.reason == damageBehind, Repaired: i.repair,
 		})
 	}
 	if limit < s.size {
@@ -281,6 +285,9 @@ func (i *inspector) damaged(d Damage) {
 func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next int64, known bool) (holes []hole, err error) {
 	b := batchScanner{f: f, pos: segmentHeaderSize, offset: s.header.base, limit: limit}
 	for {
+		if end := (place{b.pos, next}); known && b.offset == next && b.pos < limit {
+			return append(holes, hole{end, place{limit, next}, damageBehind, nil}), nil
+		}
 		at, err := b.next()
 		var d damage
 		switch {

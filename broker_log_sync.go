@@ -42,7 +42,11 @@ func (l *diskLog) syncWritten(all bool) error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
-		if !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
+		l.mu.Lock()
+		cut := s.cut
+		s.cut = false
+		l.mu.Unlock()
+		if cut || !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
 			if l.dropped(s) {
 				continue
 			}

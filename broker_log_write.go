@@ -227,6 +227,9 @@ func (l *diskLog) cutTorn() error {
 		return err
 	}
 	l.torn = false
+	l.mu.Lock()
+	s.cut = true
+	l.mu.Unlock()
 	return nil
 }
 

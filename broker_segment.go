@@ -42,6 +42,8 @@ type segment struct {
 	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
 	// stands for that. Guarded by the log's mutex.
 	pinned, counted bool
+	// cut: what stood behind its end was cut off, and might come back; guarded likewise.
+	cut bool
 
 	harmMu sync.Mutex // guards harm
 	harm   []harm     // what is known to be damaged
@@ -275,6 +277,9 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, 
 	defer s.log.release()
 	r := batchScanner{f: opened, pos: from.pos, offset: from.offset, limit: limit}
 	for {
+		if r.offset == next {
+			return nil // What stands behind it was refused.
+		}
 		b, err := r.next()
 		var d damage
 		switch {
