@@ -58,6 +58,7 @@ type logModel struct {
 
 	deleted int64     // what an acknowledged DeleteBefore said
 	asked   int64     // what any said
+	began   int64     // where it began after the power had gone
 	expired time.Time // the latest time that Expire was told
 	epoch   int32     // the highest that was seen
 	raised  int32     // what the epoch of this life has to be above
@@ -423,7 +424,10 @@ func (m *storageModel) compareLocked(l *logModel, found []loggedBatch, start, en
 	if start < l.deleted {
 		m.problemLocked("%s: %s: the log starts at %d; it was deleted before %d", l.key, how, start, l.deleted)
 	}
-	if bytes := l.config.RetentionBytes; bytes > 0 && start > l.asked && how != endedPower && kept < bytes {
+	if how == endedPower {
+		l.began = start // However little the power has left.
+	}
+	if bytes := l.config.RetentionBytes; bytes > 0 && start > max(l.asked, l.began) && kept < bytes {
 		m.problemLocked("%s: %s: the log starts at %d and holds %d bytes; retention is %d", l.key, how, start, kept, bytes)
 	}
 	if how != endedClean {
