@@ -427,7 +427,7 @@ func (m *storageModel) compareLocked(l *logModel, found []loggedBatch, start, en
 	if how == endedPower {
 		l.began = start // However little the power has left.
 	}
-	if bytes := l.config.RetentionBytes; bytes > 0 && start > max(l.asked, l.began) && kept < bytes {
+	if bytes := l.config.RetentionBytes; bytes > 0 && start > max(l.asked, l.began) && kept < bytes && !m.inDoubt() {
 		m.problemLocked("%s: %s: the log starts at %d and holds %d bytes; retention is %d", l.key, how, start, kept, bytes)
 	}
 	if how != endedClean {
