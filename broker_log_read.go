@@ -233,7 +233,7 @@ func (l *diskLog) OffsetAt(ctx context.Context, timestamp int64) (int64, error) 
 
 // offsetAt looks for the first record from a place on whose time is timestamp or later.
 func (l *diskLog) offsetAt(ctx context.Context, v *logView, i int, from indexEntry, timestamp int64) (offset int64, ok bool, err error) {
-	err = v.segments[i].scan(ctx, from, v.size(i), v.next(i), func(b batch) (bool, error) {
+	err = v.segments[i].scan(ctx, from, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
 		if b.maxTime() < timestamp || b.nextOffset() <= v.start {
 			return true, nil
 		}
@@ -278,7 +278,7 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 		return 0, storageError(err)
 	}
 	end := v.next(i)
-	err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), func(b batch) (bool, error) {
+	err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
 		if b.epoch() > epoch {
 			end = b.baseOffset()
 			return false, nil

@@ -265,8 +265,8 @@ func (s *segment) retire() {
 }
 
 // scan calls f with every batch from a place up to limit, until it returns false. It ends
-// with a CorruptError at what is damaged.
-func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, f func(batch) (bool, error)) error {
+// with a CorruptError at what is damaged, unless that lies before the offset start.
+func (s *segment) scan(ctx context.Context, from indexEntry, limit, next, start int64, f func(batch) (bool, error)) error {
 	if from.pos >= limit {
 		return nil
 	}
@@ -290,7 +290,11 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, 
 			if err != nil {
 				return err
 			}
-			return h.err
+			if h.err.To > start {
+				return h.err
+			}
+			r = batchScanner{f: opened, pos: h.end, offset: h.err.To, limit: limit}
+			continue
 		case err != nil:
 			return err
 		}

@@ -81,7 +81,11 @@ func (r *faultRun) strike() {
 		if op.kind == "sync" || op.kind == "syncDir" {
 			r.model.doubted.Store(true)
 		}
-		return m.fault(op)
+		f := m.fault(op)
+		if f.evict {
+			r.model.evicted.Store(true)
+		}
+		return f
 	})
 }
 

@@ -31,6 +31,7 @@ type storageModel struct {
 	policy  SyncPolicy
 	mayFail bool         // the files may fail while the storage lives
 	doubted atomic.Bool  // a sync has failed: without SyncAlways acknowledged messages may go
+	evicted atomic.Bool  // and the system has forgotten them
 	trace   func(string) // may be nil
 
 	mu       sync.Mutex // guards the following and what hangs on it
@@ -363,7 +364,7 @@ func (m *storageModel) checkLog(ctx context.Context, rng *rand.Rand, l *logModel
 	m.mu.Lock()
 	for _, b := range l.list {
 		// The log says that they are lost.
-		b.lost = b.lost || !b.lasts && slices.ContainsFunc(gone, func(r [2]int64) bool { return r[0] <= b.offset && b.offset < r[1] })
+		b.lost = b.lost || !b.lasts && slices.ContainsFunc(gone, func(r [2]int64) bool { return r[0] < b.offset+b.count && b.offset < r[1] })
 	}
 	m.compareLocked(l, found, start, end, how, at)
 	m.mu.Unlock()
@@ -457,10 +458,10 @@ func (m *storageModel) mustSurvive(b *batchModel, how lifeEnd, at time.Time) boo
 	switch {
 	case b.lasts:
 		return true
+	case m.inDoubt() && (how == endedPower || m.evicted.Load()):
+		return false
 	case how != endedPower:
 		return b.acked || b.seen
-	case m.inDoubt():
-		return false
 	case m.policy == SyncAlways:
 		return b.acked || b.seen
 	case m.policy == SyncNever:
@@ -736,7 +737,7 @@ func (m *storageModel) checkGroupLocked(id string, g *groupModel, got groupConte
 		}
 	}
 	least := g.acked
-	if how == endedPower && m.inDoubt() {
+	if m.inDoubt() && (how == endedPower || m.evicted.Load()) {
 		least = 0
 	} else if how == endedPower && m.policy != SyncAlways {
 		least = 0
