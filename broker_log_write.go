@@ -204,14 +204,21 @@ func (l *diskLog) removeRest() error {
 			return err
 		}
 	}
-	for len(l.refused) > 0 {
-		s := l.refused[len(l.refused)-1]
+	if len(l.refused) == 0 {
+		return nil
+	}
+	for _, s := range slices.Backward(l.refused) {
 		l.letGo(s)
 		if err := l.removeSegment(s); err != nil {
 			return err
 		}
-		l.refused = l.refused[:len(l.refused)-1]
 	}
+	// One that came back after a power failure would seem to follow on the segment in which
+	// the log goes on.
+	if err := l.store.cache.syncDir(l.dir); err != nil {
+		return err
+	}
+	l.refused = nil
 	return nil
 }
 
