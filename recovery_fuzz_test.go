@@ -152,7 +152,6 @@ func readOne(t testing.TB, l PartitionLog, offset int64) batch {
 // wreck is a ruin with damage done.
 type wreck struct {
 	*ruin
-	ctx    context.Context
 	rng    *rand.Rand
 	files  *memFiles
 	done   []string          // what was damaged, and how
@@ -248,7 +247,7 @@ func (w *wreck) refusal(what string, err error) {
 }
 
 // open opens everything and compares it with what was stored; true if all could be opened.
-func (w *wreck) open() bool {
+func (w *wreck) open(ctx context.Context) bool {
 	d, err := openFuzzed(w.files)
 	if err != nil {
 		w.refusal("opening", err)
@@ -269,7 +268,7 @@ func (w *wreck) open() bool {
 		}
 		for p := range topic.Partitions {
 			key := logKey{topic.ID, p}
-			l, err := d.OpenPartition(w.ctx, topic, p, fuzzConfig(), func() {})
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
 			if err != nil {
 				w.refusal(fmt.Sprint("opening ", key), err)
 				if !w.touched(w.logs[key].dir) {
@@ -279,7 +278,7 @@ func (w *wreck) open() bool {
 				continue
 			}
 			logs[key] = l
-			w.compare(key, l)
+			w.compare(ctx, key, l)
 		}
 	}
 	for _, g := range d.groups.all() {
@@ -296,17 +295,17 @@ func (w *wreck) open() bool {
 	if open := w.files.openNow(); len(open) > 0 {
 		w.fail("open after Close: %v", open)
 	}
-	w.again(ends)
+	w.again(ctx, ends)
 	return all
 }
 
 // readAll reads a log from start to end, and returns the batches; what cannot be read goes
 // to w.lost.
-func (w *wreck) readAll(key logKey, l LogReader) (found []batch) {
+func (w *wreck) readAll(ctx context.Context, key logKey, l LogReader) (found []batch) {
 	start, end := l.Bounds()
 	w.lost[key] = nil
 	for at := start; at < end; {
-		read, err := l.Read(w.ctx, at, w.rng.IntN(2000))
+		read, err := l.Read(ctx, at, w.rng.IntN(2000))
 		if err != nil {
 			var c *CorruptError
 			if !errors.As(err, &c) || c.From > at || c.To <= at || !strings.HasPrefix(c.File, labDir) {
@@ -336,13 +335,13 @@ func (w *wreck) readAll(key logKey, l LogReader) (found []batch) {
 }
 
 // compare holds a log against what was stored.
-func (w *wreck) compare(key logKey, l PartitionLog) {
+func (w *wreck) compare(ctx context.Context, key logKey, l PartitionLog) {
 	kept := w.logs[key]
 	start, end := l.Bounds()
 	if start > end {
 		w.fail("%v: starts at %d and ends at %d", key, start, end)
 	}
-	found := w.readAll(key, l)
+	found := w.readAll(ctx, key, l)
 	for _, b := range found {
 		if !bytes.Equal(b, kept.batches[b.baseOffset()]) && b.count() > 0 {
 			w.fail("%v: the batch at %d is not the one that was stored", key, b.baseOffset())
@@ -360,7 +359,7 @@ func (w *wreck) compare(key logKey, l PartitionLog) {
 			}
 		}
 	}
-	w.compareTimes(key, l, found)
+	w.compareTimes(ctx, key, l, found)
 }
 
 // wholeBefore returns the offset up to which nothing was done to a log's segments.
@@ -397,7 +396,7 @@ func (w *wreck) wholeBefore(key logKey) int64 {
 }
 
 // compareTimes asks for offsets by time and for the ends of epochs.
-func (w *wreck) compareTimes(key logKey, l PartitionLog, found []batch) {
+func (w *wreck) compareTimes(ctx context.Context, key logKey, l PartitionLog, found []batch) {
 	if len(found) == 0 {
 		return
 	}
@@ -413,7 +412,7 @@ func (w *wreck) compareTimes(key logKey, l PartitionLog, found []batch) {
 			break
 		}
 	}
-	got, err := l.OffsetAt(w.ctx, want)
+	got, err := l.OffsetAt(ctx, want)
 	if err != nil {
 		if !errors.Is(err, ErrCorrupt) {
 			w.fail("%v: OffsetAt: %v", key, err)
@@ -429,7 +428,7 @@ func (w *wreck) compareTimes(key logKey, l PartitionLog, found []batch) {
 			break
 		}
 	}
-	if got, err = l.EpochEnd(w.ctx, epoch); err != nil {
+	if got, err = l.EpochEnd(ctx, epoch); err != nil {
 		if !errors.Is(err, ErrCorrupt) {
 			w.fail("%v: EpochEnd: %v", key, err)
 		}
@@ -472,7 +471,7 @@ func (w *wreck) goOn(logs map[logKey]PartitionLog) map[logKey]batch {
 }
 
 // again opens the directory once more, and looks for what was appended.
-func (w *wreck) again(appended map[logKey]batch) {
+func (w *wreck) again(ctx context.Context, appended map[logKey]batch) {
 	d, err := openFuzzed(w.files)
 	if err != nil {
 		w.fail("opening again: %v", err)
@@ -485,7 +484,7 @@ func (w *wreck) again(appended map[logKey]batch) {
 			if b == nil {
 				continue
 			}
-			l, err := d.OpenPartition(w.ctx, topic, p, fuzzConfig(), func() {})
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
 			if err != nil {
 				w.fail("opening %v again: %v", key, err)
 				continue
@@ -494,7 +493,7 @@ func (w *wreck) again(appended map[logKey]batch) {
 				w.fail("%v: ends at %d, not %d", key, end, b.nextOffset())
 			}
 			before := len(w.wrong)
-			found := w.readAll(key, l)
+			found := w.readAll(ctx, key, l)
 			if n := len(found); len(w.wrong) == before && (n == 0 || !bytes.Equal(found[n-1], b)) {
 				w.fail("%v: what was appended at %d is not there", key, b.baseOffset())
 			}
@@ -506,12 +505,12 @@ func (w *wreck) again(appended map[logKey]batch) {
 }
 
 // inspect checks and repairs a copy of the directory, which then has no damage left.
-func (w *wreck) inspect(files *memFiles) {
-	if _, err := inspectDataDir(w.ctx, files, labDir, false); err != nil {
+func (w *wreck) inspect(ctx context.Context, files *memFiles) {
+	if _, err := inspectDataDir(ctx, files, labDir, false); err != nil {
 		w.refusal("checking", err)
 		return
 	}
-	report, err := inspectDataDir(w.ctx, files, labDir, true)
+	report, err := inspectDataDir(ctx, files, labDir, true)
 	if err != nil {
 		w.refusal("repairing", err)
 		return
@@ -521,18 +520,18 @@ func (w *wreck) inspect(files *memFiles) {
 			return // Some things nobody can make up.
 		}
 	}
-	after, err := inspectDataDir(w.ctx, files, labDir, false)
+	after, err := inspectDataDir(ctx, files, labDir, false)
 	if err != nil {
 		w.fail("checking after a repair: %v", err)
 	} else if len(after.Damage) > 0 {
 		w.fail("damaged after a repair: %+v", after.Damage)
 	}
 	w.files = files
-	w.repaired()
+	w.repaired(ctx)
 }
 
 // repaired reads what a repair has left, in which nothing is unreadable any more.
-func (w *wreck) repaired() {
+func (w *wreck) repaired(ctx context.Context) {
 	d, err := openFuzzed(w.files)
 	if err != nil {
 		w.fail("opening after a repair: %v", err)
@@ -544,12 +543,12 @@ func (w *wreck) repaired() {
 			if known := d.topics[topic.Name]; known == nil || known.topic.ID != topic.ID {
 				continue
 			}
-			l, err := d.OpenPartition(w.ctx, topic, p, fuzzConfig(), func() {})
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
 			if err != nil {
 				w.fail("opening %v after a repair: %v", key, err)
 				continue
 			}
-			w.compare(key, l)
+			w.compare(ctx, key, l)
 			if len(w.lost[key]) > 0 {
 				w.fail("%v: cannot be read after a repair: %v", key, w.lost[key])
 			}
@@ -563,7 +562,7 @@ func (w *wreck) repaired() {
 // runWreck damages a ruin, and returns what is wrong with how that is taken.
 func runWreck(ctx context.Context, ruins []*ruin, rng *rand.Rand) string {
 	r := ruins[rng.IntN(len(ruins))]
-	w := &wreck{ruin: r, ctx: ctx, rng: rng, files: r.files.clone(), lost: make(map[logKey][][2]int64), broken: make(map[string][]byte)}
+	w := &wreck{ruin: r, rng: rng, files: r.files.clone(), lost: make(map[logKey][][2]int64), broken: make(map[string][]byte)}
 	for n := 1 + rng.IntN(3)/2; n > 0; n-- {
 		w.damage()
 	}
@@ -571,9 +570,9 @@ func runWreck(ctx context.Context, ruins []*ruin, rng *rand.Rand) string {
 		w.broken[path] = w.files.content(path)
 	}
 	copied := w.files.clone()
-	w.open()
+	w.open(ctx)
 	if rng.IntN(3) == 0 {
-		w.inspect(copied)
+		w.inspect(ctx, copied)
 	}
 	if len(w.wrong) == 0 {
 		return ""
