@@ -240,6 +240,12 @@ func (l *diskLog) Bounds() (start, end int64) {
 	return v.start, v.last.offset
 }
 
+func (l *diskLog) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
 func (l *diskLog) Configure(c LogConfig) { l.config.Store(&c) }
 
 // update changes what is written and what is visible; whoever works calls it.

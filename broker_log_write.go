@@ -373,9 +373,9 @@ func (l *diskLog) finish(g *appendGroup) {
 	}
 }
 
-// rollBehind begins a segment, if the log still ends at last.
+// rollBehind begins a segment, if the log still ends at last, and is open.
 func (l *diskLog) rollBehind(last indexEntry) error {
-	if l.written.last != last {
+	if l.written.last != last || l.isClosed() {
 		return nil
 	}
 	return storageError(l.roll())
