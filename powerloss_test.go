@@ -198,6 +198,9 @@ func (lab *storageLab) end() {
 		case n < 8:
 			// What Close has returned from is as lasting as can be.
 			lab.files = lab.files.crash(lab.rng)
+			if lab.model.inDoubt() {
+				lab.how = endedPower
+			}
 		}
 	}
 }
