@@ -4,6 +4,7 @@ BENCH    ?= .
 COUNT    ?= 1
 DURATION ?= 10m
 KILLS    ?= 100
+RUNS     ?= 1000000
 SEED     ?=
 MODULE   := github.com/aminofox/robust-go-sdk
 
@@ -20,7 +21,7 @@ GOLANGCI := GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint examples fuzz bench bench-log torture-groups torture-kill torture-history api
+.PHONY: help check test fmt fmt-check vet lint examples fuzz bench bench-log torture-groups torture-kill torture-history torture-files api
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +84,12 @@ torture-kill: ## kill a broker over a directory KILLS times, planned by SEED
 
 torture-history: ## compare what brokers answer, killed and cut off, with a log, for DURATION
 	ROBUST_HISTORY=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestHistory$$' .
+
+# Of power failures and faults there are RUNS/20 and all there can be. No race detector: the
+# log's own goroutines are few, and each run is to be short.
+torture-files: ## damage RUNS data directories, and have power and disks fail
+	ROBUST_RECOVERIES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all \
+		$(GO) test -count 1 -timeout 0 -v -run '^(TestRecoveryFuzz|TestPowerLoss|TestStorageFaults)$$' .
 
 api: ## record the exported API in testdata/api.txt
 	$(GO) test -run '^TestAPI$$' -update-api .

@@ -27,7 +27,8 @@ import (
 //	topics/NAME@ID/PARTITION/*.log, *.index, start.json
 //	trash/                                topics that are being deleted
 //
-// The name in a directory's is for people; topic.json has the one that counts.
+// The name in a directory's is for people; topic.json has the one that counts, and must be
+// where it belongs.
 const (
 	lockName     = "lock"
 	identityName = "robust.json"
@@ -133,18 +134,20 @@ func (d *dataDir) load() error {
 		if err := files.syncDir(dir); err != nil {
 			return storageError(err)
 		}
-		var t StoredTopic
-		err := readJSON(files, filepath.Join(dir, topicName), &t)
+		t, err := readTopic(files, dir)
 		if errors.Is(err, os.ErrNotExist) {
-			if err := d.discardUnfinished(dir); err != nil {
+			if _, err := isUnfinished(files, dir); err != nil {
 				return err
+			}
+			if err := removeAll(files, dir); err != nil {
+				return storageError(err)
 			}
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if other := d.topics[t.Name]; other != nil {
+		if other := d.topics[t.Name]; other != nil { // Of another ID.
 			return fmt.Errorf("%w: %s and %s are both topic %q", ErrCorrupt, other.dir, dir, t.Name)
 		}
 		d.topics[t.Name] = &storedTopicDir{t, dir}
@@ -161,19 +164,31 @@ func (d *dataDir) load() error {
 	return err
 }
 
-// discardUnfinished removes the directory of a topic that was being made, of which nobody
-// has heard.
-func (d *dataDir) discardUnfinished(dir string) error {
-	infos, err := d.store.files.list(dir)
+// readTopic reads the description of the topic in a directory.
+func readTopic(files fileSystem, dir string) (t StoredTopic, err error) {
+	path := filepath.Join(dir, topicName)
+	if err := readJSON(files, path, &t); err != nil {
+		return t, err
+	}
+	if topicDirName(t) != filepath.Base(dir) {
+		return t, &CorruptError{File: path, From: -1, To: -1, Reason: fmt.Sprintf("it describes topic %q of ID %s", t.Name, t.ID)}
+	}
+	return t, nil
+}
+
+// isUnfinished tells whether the directory of a topic without a description is that of one
+// that was being made, of which nobody has heard. The error is a CorruptError if it is not.
+func isUnfinished(files fileSystem, dir string) (bool, error) {
+	infos, err := files.list(dir)
 	if err != nil {
-		return storageError(err)
+		return false, storageError(err)
 	}
 	for _, info := range infos {
 		if info.dir {
-			return &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
+			return false, &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
 		}
 	}
-	return storageError(removeAll(d.store.files, dir))
+	return true, nil
 }
 
 func (d *dataDir) topicIDs() map[string]bool {
@@ -321,9 +336,10 @@ func (d *dataDir) finishDeletion(ctx context.Context, name string) error {
 	if !ok {
 		return nil
 	}
-	err := errors.Join(
-		d.store.files.syncDir(filepath.Join(d.dir, topicsName)),
-		d.groups.forgetTopic(ctx, id))
+	err := d.store.files.syncDir(filepath.Join(d.dir, topicsName))
+	if err == nil {
+		err = d.groups.forgetTopic(ctx, id)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)
 	}
@@ -422,5 +438,5 @@ func (d *dataDir) Close() error {
 	}
 	close(d.done)
 	d.store.running.Wait()
-	return errors.Join(err, d.held.Close())
+	return errors.Join(err, storageError(d.held.Close()))
 }

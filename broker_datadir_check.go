@@ -65,6 +65,7 @@ type inspector struct {
 	report *DataDirReport
 	topic  string // being looked at; "" for others
 	id     int32
+	before batch // header of the last whole batch of the log that was met; nil before the first
 }
 
 func inspectDataDir(ctx context.Context, files fileSystem, dir string, repair bool) (*DataDirReport, error) {
@@ -129,14 +130,18 @@ func (i *inspector) json(path string, value any) error {
 
 func (i *inspector) inspectTopic(ctx context.Context, dir string) error {
 	i.topic, i.id = filepath.Base(dir), 0
-	var t StoredTopic
-	path := filepath.Join(dir, topicName)
-	err := readJSON(i.files, path, &t)
+	t, err := readTopic(i.files, dir)
+	if errors.Is(err, os.ErrNotExist) {
+		var unfinished bool
+		if unfinished, err = isUnfinished(i.files, dir); unfinished && i.repair {
+			return storageError(removeAll(i.files, dir))
+		}
+		if unfinished {
+			return nil // The broker clears it away.
+		}
+	}
 	var corrupt *CorruptError
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		corrupt = &CorruptError{File: path, From: -1, To: -1, Reason: "the file is not there"}
-	case err != nil && !errors.As(err, &corrupt):
+	if err != nil && !errors.As(err, &corrupt) {
 		return err
 	}
 	if corrupt != nil {
@@ -183,6 +188,7 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 	if err := r.look(); err != nil {
 		return err
 	}
+	i.before = nil
 	segments := r.view.segments
 	for n, s := range segments {
 		next := int64(-1)
@@ -205,6 +211,10 @@ type hole struct {
 	reason   damage
 	before   batch
 }
+
+// damageBehind is what a write leaves that has failed, in front of another segment. Nobody
+// reads it.
+const damageBehind damage = "there are bytes behind the segment's end"
 
 // inspectSegment inspects the n-th segment; next is the offset at which it must end, -1 if
 // that is not known.
@@ -242,7 +252,7 @@ func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next
 	for _, h := range holes {
 		i.damaged(Damage{
 			CorruptError: CorruptError{File: s.log.path, Position: h.from.pos, From: h.from.offset, To: h.to.offset, Reason: string(h.reason)},
-			Tail:         !known, Repaired: i.repair,
+			Tail:         !known || h.reason == damageBehind, Repaired: i.repair,
 		})
 	}
 	if limit < s.size {
@@ -274,19 +284,21 @@ func (i *inspector) damaged(d Damage) {
 // it ends is not known, it ends with the first damage.
 func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next int64, known bool) (holes []hole, err error) {
 	b := batchScanner{f: f, pos: segmentHeaderSize, offset: s.header.base, limit: limit}
-	var before batch
 	for {
+		if end := (place{b.pos, next}); known && b.offset == next && b.pos < limit {
+			return append(holes, hole{end, place{limit, next}, damageBehind, nil}), nil
+		}
 		at, err := b.next()
 		var d damage
 		switch {
 		case err == nil:
 			i.count(at)
-			before = append(before[:0], at[:batchHeaderSize]...)
+			i.before = append(i.before[:0], at[:batchHeaderSize]...)
 			continue
 		case isEOF(err):
 			if known && next >= 0 && b.offset != next {
 				from := place{b.pos, b.offset}
-				holes = append(holes, hole{from, place{limit, next}, "what follows is missing", slices.Clone(before)})
+				holes = append(holes, hole{from, place{limit, next}, "what follows is missing", slices.Clone(i.before)})
 			}
 			return holes, nil
 		case !errors.As(err, &d):
@@ -301,7 +313,7 @@ func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next in
 			return holes, err
 		}
 		to := place{h.end, h.err.To}
-		holes = append(holes, hole{from, to, d, slices.Clone(before)})
+		holes = append(holes, hole{from, to, d, slices.Clone(i.before)})
 		b = batchScanner{f: f, pos: to.pos, offset: to.offset, limit: limit}
 		if to.pos >= limit {
 			return holes, nil

@@ -333,3 +333,26 @@ func TestDataDirFormats(t *testing.T) {
 		require.NoError(t, d.Close())
 	})
 }
+
+// A crash may leave the directory of a topic that was being made.
+func TestCheckDataDirUnfinishedTopic(t *testing.T) {
+	dir := t.TempDir()
+	fillDataDir(t, dir)
+	unfinished := filepath.Join(dir, topicsName, "half@2")
+	require.NoError(t, os.Mkdir(unfinished, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(unfinished, topicName+temporarySuffix), []byte("{"), 0o644))
+	report, err := CheckDataDir(t.Context(), dir)
+	require.NoError(t, err)
+	require.Empty(t, report.Damage)
+	require.DirExists(t, unfinished)
+	report, err = RepairDataDir(t.Context(), dir)
+	require.NoError(t, err)
+	require.Empty(t, report.Damage)
+	require.NoDirExists(t, unfinished)
+
+	require.NoError(t, os.MkdirAll(filepath.Join(unfinished, "0"), 0o755))
+	report, err = CheckDataDir(t.Context(), dir)
+	require.NoError(t, err)
+	require.Len(t, report.Damage, 1)
+	require.Equal(t, filepath.Join(unfinished, topicName), report.Damage[0].File)
+}

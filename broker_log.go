@@ -240,6 +240,12 @@ func (l *diskLog) Bounds() (start, end int64) {
 	return v.start, v.last.offset
 }
 
+func (l *diskLog) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
 func (l *diskLog) Configure(c LogConfig) { l.config.Store(&c) }
 
 // update changes what is written and what is visible; whoever works calls it.
@@ -313,21 +319,22 @@ func (l *diskLog) settle(s *segment) {
 		l.mu.Unlock()
 		return
 	}
+	counted := s.counted
 	s.pinned = false
 	l.mu.Unlock()
 	s.out.release()
-	l.giveUnsaved(s.counted)
+	l.giveUnsaved(counted)
 }
 
 // letGo no longer keeps a segment open, whatever has become of it.
 func (l *diskLog) letGo(s *segment) {
 	l.mu.Lock()
-	pinned := s.pinned
+	pinned, counted := s.pinned, s.counted
 	s.pinned = false
 	l.mu.Unlock()
 	if pinned {
 		s.out.release()
-		l.giveUnsaved(s.counted)
+		l.giveUnsaved(counted)
 	}
 }
 

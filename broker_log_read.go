@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"slices"
@@ -56,7 +57,7 @@ func (l *diskLog) read(ctx context.Context, v *logView, i int, offset int64, max
 			w.release(l.store)
 			return LogRead{}, err
 		}
-		need, fault := w.cut(at, offset, int64(maxBytes), limit)
+		need, fault := w.cut(at, offset, int64(maxBytes), place{limit, v.next(i)})
 		if w.to > w.from {
 			l.remember(s, w.next, w.pos+int64(w.to))
 			return w.lend(l.store), nil
@@ -107,9 +108,9 @@ func (w *readWindow) load(store *logStore, f file, pos, n int64) error {
 }
 
 // cut finds the batches from the one that holds offset on, up to maxBytes of them; the
-// window begins with a batch at offset at. Where none is found, need is how many bytes the
-// next takes, or the error what is wrong with it.
-func (w *readWindow) cut(at, offset, maxBytes, limit int64) (need int64, fault error) {
+// window begins with a batch at offset at, and the segment ends at end. Where none is found,
+// need is how many bytes the next takes, or the error what is wrong with it.
+func (w *readWindow) cut(at, offset, maxBytes int64, end place) (need int64, fault error) {
 	w.next = at
 	for {
 		b, need, err := cutWhole(w.data[w.to:], w.next)
@@ -124,8 +125,8 @@ func (w *readWindow) cut(at, offset, maxBytes, limit int64) (need int64, fault e
 		if w.next <= offset {
 			w.from = w.to
 		}
-		if w.pos+int64(w.to) == limit {
-			return batchHeaderSize, nil
+		if w.pos+int64(w.to) == end.pos || w.next == end.offset {
+			return batchHeaderSize, nil // What may stand behind it was refused.
 		}
 	}
 }
@@ -232,7 +233,7 @@ func (l *diskLog) OffsetAt(ctx context.Context, timestamp int64) (int64, error) 
 
 // offsetAt looks for the first record from a place on whose time is timestamp or later.
 func (l *diskLog) offsetAt(ctx context.Context, v *logView, i int, from indexEntry, timestamp int64) (offset int64, ok bool, err error) {
-	err = v.segments[i].scan(ctx, from, v.size(i), v.next(i), func(b batch) (bool, error) {
+	err = v.segments[i].scan(ctx, from, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
 		if b.maxTime() < timestamp || b.nextOffset() <= v.start {
 			return true, nil
 		}
@@ -277,7 +278,7 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 		return 0, storageError(err)
 	}
 	end := v.next(i)
-	err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), func(b batch) (bool, error) {
+	err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
 		if b.epoch() > epoch {
 			end = b.baseOffset()
 			return false, nil
@@ -344,6 +345,9 @@ func indexSegment(ctx context.Context, s *segment, limit, next int64) ([]indexEn
 	indexed := end.pos
 	for {
 		at, err := b.next()
+		if b.offset > next {
+			err = io.EOF // It was refused.
+		}
 		var d damage
 		switch {
 		case isEOF(err):

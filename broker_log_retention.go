@@ -59,6 +59,9 @@ func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {
 		return err
 	}
 	err := l.exclusive(func() error {
+		if l.isClosed() {
+			return ErrClosed
+		}
 		v := l.visible.Load()
 		if offset <= v.start {
 			return nil

@@ -42,7 +42,11 @@ func (l *diskLog) syncWritten(all bool) error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
-		if !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
+		l.mu.Lock()
+		cut := s.cut
+		s.cut = false
+		l.mu.Unlock()
+		if cut || !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
 			if l.dropped(s) {
 				continue
 			}
@@ -140,10 +144,7 @@ func (l *diskLog) answerSynced(w *logView) {
 		v.segments = slices.DeleteFunc(slices.Clone(v.segments), func(s *segment) bool { return s.header.base < base })
 		l.visible.Store(&v)
 	}
-	n := 0
-	for n < len(l.waiters) && l.waiters[n].end <= l.synced.at.offset {
-		n++
-	}
+	n := l.syncedWaitersLocked()
 	answered := l.waiters[:n:n]
 	l.waiters = slices.Clone(l.waiters[n:])
 	l.mu.Unlock()
@@ -153,6 +154,14 @@ func (l *diskLog) answerSynced(w *logView) {
 	if always && n > 0 {
 		l.advanced()
 	}
+}
+
+// syncedWaitersLocked returns how many of those who wait for a sync have waited long enough.
+func (l *diskLog) syncedWaitersLocked() (n int) {
+	for n < len(l.waiters) && l.waiters[n].end <= l.synced.at.offset {
+		n++
+	}
+	return n
 }
 
 // syncFailed deals with a segment that could not be synced. What of it has reached stable
@@ -167,28 +176,30 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	l.letGo(s)
 	always := l.store.policy == SyncAlways
 	var failed []*logJob
+	var w *logView
 	_ = l.exclusive(func() error {
 		l.mu.Lock()
-		failed, l.waiters = l.waiters, nil
+		n := l.syncedWaitersLocked()
+		failed = slices.Clone(l.waiters[n:])
+		l.waiters = l.waiters[:n]
 		l.sealed = true
 		if always {
 			l.cutUnsyncedLocked()
 		}
+		w = l.written
 		l.mu.Unlock()
 		if err := l.removeRest(); err != nil {
 			l.store.warn.warn("what was not acknowledged cannot be removed yet", l.name, "log", l.name, "error", err)
 		}
 		return nil
 	})
+	l.answerSynced(w)
 	from := l.synced.at.offset
 	if always {
 		l.store.warn.warn("sync failed; what was not acknowledged is given up", l.name, "log", l.name, "file", s.log.path, "error", cause)
 	} else {
-		l.mu.Lock()
-		w := l.written
 		i := slices.Index(w.segments, s)
 		l.synced = syncPoint{s.header.base, *w.ending(i)}
-		l.mu.Unlock()
 		s.linked = true
 		l.store.warn.warn("sync failed; acknowledged messages may not outlive a power failure", l.name, "log", l.name,
 			"file", s.log.path, "from", from, "to", l.synced.at.offset, "error", cause)
@@ -256,16 +267,19 @@ func (l *diskLog) Close() error {
 		synced = errors.Join(synced, l.exclusive(l.removeRest))
 	}
 	l.ended.Store(true)
-	l.mu.Lock()
-	w := l.written
-	l.mu.Unlock()
+	var w *logView
+	var refused []*segment
+	_ = l.exclusive(func() error {
+		w, refused = l.written, l.refused
+		return nil
+	})
 	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean {
 		s, end := w.segments[n-1], w.last
 		end.flags = indexSynced | indexClean
 		s.index.add(end)
 		l.flushIndex(s, true)
 	}
-	for _, s := range w.segments {
+	for _, s := range slices.Concat(w.segments, refused) {
 		l.letGo(s)
 		s.retire()
 	}

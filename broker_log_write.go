@@ -204,14 +204,21 @@ func (l *diskLog) removeRest() error {
 			return err
 		}
 	}
-	for len(l.refused) > 0 {
-		s := l.refused[len(l.refused)-1]
+	if len(l.refused) == 0 {
+		return nil
+	}
+	for _, s := range slices.Backward(l.refused) {
 		l.letGo(s)
 		if err := l.removeSegment(s); err != nil {
 			return err
 		}
-		l.refused = l.refused[:len(l.refused)-1]
 	}
+	// One that came back after a power failure would seem to follow on the segment in which
+	// the log goes on.
+	if err := l.store.cache.syncDir(l.dir); err != nil {
+		return err
+	}
+	l.refused = nil
 	return nil
 }
 
@@ -227,6 +234,9 @@ func (l *diskLog) cutTorn() error {
 		return err
 	}
 	l.torn = false
+	l.mu.Lock()
+	s.cut = true
+	l.mu.Unlock()
 	return nil
 }
 
@@ -363,9 +373,9 @@ func (l *diskLog) finish(g *appendGroup) {
 	}
 }
 
-// rollBehind begins a segment, if the log still ends at last.
+// rollBehind begins a segment, if the log still ends at last, and is open.
 func (l *diskLog) rollBehind(last indexEntry) error {
-	if l.written.last != last {
+	if l.written.last != last || l.isClosed() {
 		return nil
 	}
 	return storageError(l.roll())
@@ -387,6 +397,9 @@ func (l *diskLog) roll() error {
 	h.base = v.last.offset
 	s := newSegment(l.store.cache, l.dir, h)
 	if err := l.createSegment(s); err != nil {
+		// It may be there all the same, and the segment before it would seem to end here.
+		l.refused = append(l.refused, s)
+		_ = l.removeRest() // Tried again before the next write.
 		return err
 	}
 	s.index.count = 0
@@ -423,7 +436,7 @@ func (l *diskLog) createSegment(s *segment) error {
 	f, err := l.store.cache.openFile(s.log.path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err == nil {
 		if _, err = f.WriteAt(s.header.encode(segmentMagic), 0); err != nil {
-			err = errors.Join(err, f.Close(), l.store.files.remove(s.log.path))
+			err = errors.Join(err, f.Close())
 		}
 	}
 	if err != nil {

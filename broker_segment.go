@@ -42,6 +42,8 @@ type segment struct {
 	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
 	// stands for that. Guarded by the log's mutex.
 	pinned, counted bool
+	// cut: what stood behind its end was cut off, and might come back; guarded likewise.
+	cut bool
 
 	harmMu sync.Mutex // guards harm
 	harm   []harm     // what is known to be damaged
@@ -263,8 +265,8 @@ func (s *segment) retire() {
 }
 
 // scan calls f with every batch from a place up to limit, until it returns false. It ends
-// with a CorruptError at what is damaged.
-func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, f func(batch) (bool, error)) error {
+// with a CorruptError at what is damaged, unless that lies before the offset start.
+func (s *segment) scan(ctx context.Context, from indexEntry, limit, next, start int64, f func(batch) (bool, error)) error {
 	if from.pos >= limit {
 		return nil
 	}
@@ -275,6 +277,9 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, 
 	defer s.log.release()
 	r := batchScanner{f: opened, pos: from.pos, offset: from.offset, limit: limit}
 	for {
+		if r.offset == next {
+			return nil // What stands behind it was refused.
+		}
 		b, err := r.next()
 		var d damage
 		switch {
@@ -285,7 +290,11 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next int64, 
 			if err != nil {
 				return err
 			}
-			return h.err
+			if h.err.To > start {
+				return h.err
+			}
+			r = batchScanner{f: opened, pos: h.end, offset: h.err.To, limit: limit}
+			continue
 		case err != nil:
 			return err
 		}

@@ -312,7 +312,7 @@ type CorruptError struct {
 
 func (e *CorruptError) Error() string {
 	s := fmt.Sprintf("%s: %s at position %d: %s", ErrCorrupt, e.File, e.Position, e.Reason)
-	if e.From >= 0 {
+	if e.From < e.To {
 		s += fmt.Sprintf("; offsets %d to %d cannot be read", e.From, e.To-1)
 	}
 	return s

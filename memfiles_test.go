@@ -874,23 +874,22 @@ func (m *memFiles) content(path string) []byte {
 	return n.data[:n.frozen:n.frozen]
 }
 
-// put makes a file of this content, which lasts; nil removes it. The file's directory
-// must be there.
-func (m *memFiles) put(path string, content []byte) {
+// put makes a file of this content, which lasts; nil removes it. The directory must be
+// there.
+func (m *memFiles) put(path string, data []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	parent, base, err := m.parentLocked(path)
-	if err != nil {
+	dir, name, err := m.parentLocked(path)
+	switch {
+	case err != nil:
 		panic(err)
+	case data == nil:
+		delete(dir.entries, name)
+		delete(dir.kept, name)
+	default:
+		n := &memNode{data: data, frozen: len(data), disk: data}
+		dir.entries[name], dir.kept[name] = n, n
 	}
-	if content == nil {
-		delete(parent.entries, base)
-		delete(parent.kept, base)
-		return
-	}
-	content = slices.Clip(content)
-	n := &memNode{data: content, frozen: len(content), disk: content}
-	parent.entries[base], parent.kept[base] = n, n
 }
 
 var _ fileSystem = (*memFiles)(nil)

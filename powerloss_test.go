@@ -161,7 +161,7 @@ func (lab *storageLab) closeStore() {
 		return
 	}
 	err := lab.store.Close()
-	if err != nil && lab.files.failed() == nil {
+	if err != nil && lab.files.failed() == nil && !lab.model.mayBe(err) {
 		lab.model.problem("closing: %v", err)
 	}
 	if open := lab.files.openNow(); len(open) > 0 && lab.files.failed() == nil {
@@ -198,13 +198,16 @@ func (lab *storageLab) end() {
 		case n < 8:
 			// What Close has returned from is as lasting as can be.
 			lab.files = lab.files.crash(lab.rng)
+			if lab.model.inDoubt() {
+				lab.how = endedPower
+			}
 		}
 	}
 }
 
 // expected reports whether an error is one: the power has gone.
 func (lab *storageLab) expected(what string, err error) bool {
-	if err != nil && lab.files.failed() == nil {
+	if err != nil && lab.files.failed() == nil && !lab.model.mayBe(err) {
 		lab.model.problem("%s: %v", what, err)
 	}
 	return err == nil

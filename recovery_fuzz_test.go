@@ -10,811 +10,636 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// recoveryTemplate is a data directory to be damaged, and all that was ever put into it.
-type recoveryTemplate struct {
-	name   string
-	files  *memFiles
-	paths  []string // of files that may be damaged
-	config LogConfig
-	logs   map[logKey]*recoveryLog
-	groups []StoredGroup   // as an opening finds them
-	words  map[string]bool // what was ever said of groups: see groupWords
-	served *recoveryRun    // what an opening finds in the logs
+// ruin is a data directory before it is damaged, and what was ever stored there.
+type ruin struct {
+	files     *memFiles
+	topics    []StoredTopic
+	logs      map[logKey]*ruinedLog
+	committed map[string]bool // group, topic ID, partition and offset
 }
 
-// recoveryLog is a partition of a template.
-type recoveryLog struct {
-	dir      string
-	topic    StoredTopic
-	batches  map[int64]batch // all that were stored, by offset
-	segments []recoverySegment
-	frontier int64 // highest offset that an index says is synced
+// ruinedLog is a log of a ruin. Sound is what a broker finds that opens the directory as
+// it is.
+type ruinedLog struct {
+	dir     string
+	batches map[int64]batch // by base offset
+	soundOf []batch
+	start   int64
+	end     int64
 }
 
-// recoverySegment is a segment's file, with the places of the whole batches from its begin.
-type recoverySegment struct {
-	path   string
-	places []place // the last is where they end
+func fuzzConfig() LogConfig { return LogConfig{SegmentBytes: 1 << 10} }
+
+func openFuzzed(files fileSystem) (*dataDir, error) {
+	return openDataDir(files, labDir, SyncInterval(defaultSyncInterval), newWarner(slog.New(slog.NewTextHandler(io.Discard, nil))))
 }
 
-// groupWords returns what a group says, in words that can be compared.
-func groupWords(g StoredGroup) (words []string) {
-	if len(g.State) > 0 {
-		words = append(words, fmt.Sprintf("%s is %s", g.ID, g.State))
-	}
-	for _, o := range g.Offsets {
-		words = append(words, fmt.Sprintf("%s has read %+v", g.ID, o))
-	}
-	slices.Sort(words)
-	return words
-}
-
-// makeRecoveryTemplate makes a data directory with segments of about segmentBytes, in
-// several lives, of which the last ends as how says.
-func makeRecoveryTemplate(t testing.TB, name string, how lifeEnd, seed uint64, segmentBytes int64, size, rounds int) *recoveryTemplate {
-	rng := rand.New(rand.NewPCG(seed, 1))
-	files := newMemFiles(seed)
-	require.NoError(t, files.mkdir("/srv"))
-	m := &recoveryTemplate{
-		name: name, config: LogConfig{SegmentBytes: segmentBytes},
-		logs: make(map[logKey]*recoveryLog), words: make(map[string]bool),
-	}
-	topics := []StoredTopic{{Name: "alpha", ID: "t1", Partitions: 2}, {Name: "beta", ID: "t2", Partitions: 1}}
-	gone := StoredTopic{Name: "gone", ID: "t3", Partitions: 1}
-	if size > 1000 {
-		topics = topics[1:]
-	}
-	ctx := context.Background()
-	number := 0
-	for life := range 3 {
-		d, err := openDataDir(files, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.DiscardHandler)))
+// newRuin fills a data directory in two lives, the last of which ends as how says.
+func newRuin(t testing.TB, rng *rand.Rand, how lifeEnd) *ruin {
+	t.Helper()
+	r := &ruin{files: newMemFiles(rng.Uint64()), logs: make(map[logKey]*ruinedLog), committed: make(map[string]bool)}
+	require.NoError(t, r.files.mkdir("/srv"))
+	require.NoError(t, r.files.syncDir("/"))
+	r.topics = []StoredTopic{{Name: "one", ID: "id-1", Partitions: 2}, {Name: "two", ID: "id-2", Partitions: 1}}
+	clock := int64(1_000_000)
+	for life := range 2 {
+		d, err := openFuzzed(r.files)
 		require.NoError(t, err)
-		for _, topic := range append(topics, gone) {
-			if topic.ID == gone.ID && life > 0 {
-				continue
-			}
-			require.NoError(t, d.PutTopic(ctx, topic))
+		for _, topic := range r.topics {
+			require.NoError(t, d.PutTopic(t.Context(), topic))
 			for p := range topic.Partitions {
-				l, err := d.OpenPartition(ctx, topic, p, m.config, func() {})
+				l, err := d.OpenPartition(t.Context(), topic, p, fuzzConfig(), func() {})
 				require.NoError(t, err)
-				key := logKey{topic.ID, p}
-				if m.logs[key] == nil {
-					dir := filepath.Join(labDir, topicsName, topicDirName(topic), strconv.Itoa(int(p)))
-					m.logs[key] = &recoveryLog{dir: dir, topic: topic, batches: make(map[int64]batch)}
-				}
-				for range rounds {
-					acks := AcksStored
-					if rng.IntN(3) == 0 {
-						acks = AcksSynced
-					}
-					m.logs[key].append(t, l, makeRecoveryBatch(rng, &number, size), acks)
-				}
+				r.fill(t, rng, l, logKey{topic.ID, p}, &clock)
 				if life == 1 && p == 0 {
-					start, end := l.Bounds()
-					require.NoError(t, l.DeleteBefore(ctx, start+(end-start)/2+1))
+					_, end := l.Bounds()
+					if rng.IntN(3) > 0 {
+						end /= 4
+					}
+					require.NoError(t, l.DeleteBefore(t.Context(), end))
 				}
-				if topic.ID == gone.ID {
-					require.NoError(t, l.Close())
-				}
 			}
+			r.commit(t, rng, d, topic)
 		}
-		for i := range 6 {
-			number++
-			g := StoredGroup{ID: fmt.Sprint("group", i%3), State: fmt.Append(nil, "state ", number)}
-			require.NoError(t, d.PutGroup(ctx, g.ID, g.State))
-			for _, topic := range topics {
-				g.Offsets = append(g.Offsets, StoredOffset{Topic: topic.Name, TopicID: topic.ID, Partition: int32(i % 2), Offset: int64(number), Metadata: "m"})
-			}
-			require.NoError(t, d.PutOffsets(ctx, g.ID, g.Offsets))
-			for _, w := range groupWords(g) {
-				m.words[w] = true
-			}
-			switch {
-			case i == 4 && life > 0:
-				require.NoError(t, d.DeleteGroup(ctx, g.ID))
-			case i == 2 && life > 0:
-				d.groups.changing <- struct{}{}
-				err := d.groups.rewrite()
-				<-d.groups.changing
-				require.NoError(t, err)
-			}
+		files := r.files
+		if life == 1 && how == endedKilled {
+			files = r.files.clone()
 		}
-		switch {
-		case life == 0:
-			require.NoError(t, d.DeleteTopic(ctx, gone.Name))
-			delete(m.logs, logKey{gone.ID, 0})
-			require.NoError(t, d.Close())
-		case life == 1 || how == endedClean:
-			require.NoError(t, d.Close())
-		default:
-			old := files
-			if files = old.kill(); how == endedPower {
-				files = files.crash(rng)
-			}
-			_ = d.Close() // All that it does fails.
+		if life == 1 && how == endedPower {
+			files = r.files.crash(rng)
 		}
+		if err := d.Close(); files == r.files {
+			require.NoError(t, err)
+		}
+		r.files = files
 	}
-	// All in it is lasting now.
-	m.files = newMemFiles(seed)
-	for _, path := range files.paths() {
-		require.NoError(t, makeDir(m.files, filepath.Dir(path)))
-		m.files.put(path, files.content(path))
-		if name := filepath.Base(path); name != lockName && !strings.HasSuffix(name, temporarySuffix) {
-			m.paths = append(m.paths, path)
-		}
-	}
-	for _, l := range m.logs {
-		l.survey(t, m.files)
-	}
-	m.survey(t)
-	return m
+	r.look(t)
+	return r
 }
 
-func makeRecoveryBatch(rng *rand.Rand, number *int, size int) []byte {
-	ms := make([]*Message, 1+rng.IntN(4))
-	for i := range ms {
-		*number++
-		value := fmt.Sprint(*number, " ") + strings.Repeat(string(rune('a'+rng.IntN(26))), rng.IntN(size))
-		ms[i] = &Message{Value: []byte(value), Timestamp: int64(*number*10 + rng.IntN(60))}
+func (r *ruin) fill(t testing.TB, rng *rand.Rand, l PartitionLog, key logKey, clock *int64) {
+	t.Helper()
+	kept := r.logs[key]
+	if kept == nil {
+		kept = &ruinedLog{batches: make(map[int64]batch)}
+		r.logs[key] = kept
 	}
-	return appendBatch(nil, ms...)
+	for range 12 + rng.IntN(6) {
+		messages := make([]*Message, 1+rng.IntN(4))
+		for i := range messages {
+			value := make([]byte, rng.IntN(90))
+			for j := range value {
+				value[j] = byte(rng.Uint32())
+			}
+			*clock += int64(rng.IntN(3))
+			messages[i] = &Message{Value: value, Timestamp: *clock}
+		}
+		b := appendBatch(nil, messages...)
+		at := appendRaw(t, l, b).BaseOffset
+		kept.batches[at] = b
+	}
 }
 
-// append appends a batch to a log, and remembers it.
-func (l *recoveryLog) append(t testing.TB, log PartitionLog, b batch, acks Acks) {
-	done := make(chan AppendResult, 1)
-	log.Append(b, acks, func(r AppendResult) { done <- r })
-	require.NoError(t, (<-done).Err)
-	l.batches[b.baseOffset()] = bytes.Clone(b)
+func (r *ruin) commit(t testing.TB, rng *rand.Rand, d *dataDir, topic StoredTopic) {
+	t.Helper()
+	for range 4 {
+		group, p, offset := fmt.Sprint("g", rng.IntN(2)), rng.Int32N(topic.Partitions), rng.Int64N(20)
+		require.NoError(t, d.PutOffsets(t.Context(), group, []StoredOffset{{Topic: topic.Name, TopicID: topic.ID, Partition: p, Offset: offset}}))
+		r.committed[fmt.Sprint(group, topic.ID, p, offset)] = true
+	}
 }
 
-// survey finds where the batches of a log are.
-func (l *recoveryLog) survey(t testing.TB, files *memFiles) {
-	for _, path := range files.paths() {
-		if filepath.Dir(path) != l.dir {
+// look finds out what an undamaged directory gives, and where its logs are.
+func (r *ruin) look(t testing.TB) {
+	t.Helper()
+	d, err := openFuzzed(r.files.clone())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, d.Close()) }()
+	for _, topic := range r.topics {
+		for p := range topic.Partitions {
+			l, err := d.OpenPartition(t.Context(), topic, p, fuzzConfig(), func() {})
+			require.NoError(t, err)
+			kept := r.logs[logKey{topic.ID, p}]
+			kept.dir = filepath.Join(d.topics[topic.Name].dir, fmt.Sprint(p))
+			kept.start, kept.end = l.Bounds()
+			for at := kept.start; at < kept.end; {
+				b := readOne(t, l, at)
+				require.Equal(t, kept.batches[b.baseOffset()], b)
+				kept.soundOf = append(kept.soundOf, b)
+				at = b.nextOffset()
+			}
+		}
+	}
+}
+
+func readOne(t testing.TB, l PartitionLog, offset int64) batch {
+	t.Helper()
+	read, err := l.Read(t.Context(), offset, 1)
+	require.NoError(t, err)
+	defer read.Release()
+	return bytes.Clone(cutBatch(read.Batches))
+}
+
+// wreck is a ruin with damage done.
+type wreck struct {
+	*ruin
+	rng    *rand.Rand
+	files  *memFiles
+	done   []string          // what was damaged, and how
+	paths  []string          // what was damaged
+	broken map[string][]byte // what is in those now
+	lost   map[logKey][][2]int64
+	wrong  []string
+}
+
+func (w *wreck) fail(format string, args ...any) {
+	w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
+}
+
+// damage does something to a file.
+func (w *wreck) damage() {
+	paths := slices.DeleteFunc(w.files.paths(), func(p string) bool { return filepath.Base(p) == lockName })
+	path := paths[w.rng.IntN(len(paths))]
+	data := bytes.Clone(w.files.content(path))
+	at := func(n int) int { return w.rng.IntN(max(1, n)) }
+	what := ""
+	touched := []string{path}
+	switch w.rng.IntN(10) {
+	case 0:
+		data = data[:at(len(data)+1)]
+		what = fmt.Sprint("cut to ", len(data))
+	case 1:
+		data = data[:at(min(len(data), segmentHeaderSize)+1)]
+		what = fmt.Sprint("cut to ", len(data))
+	case 2, 3:
+		if len(data) > 0 {
+			i := at(len(data))
+			data[i] ^= 1 << at(8)
+			what = fmt.Sprint("bit flipped at ", i)
+		}
+	case 4:
+		i := at(len(data))
+		n := at(min(700, len(data)-i))
+		random := w.rng.IntN(2) == 0
+		for j := i; j < i+n; j++ {
+			data[j] = 0
+			if random {
+				data[j] = byte(w.rng.Uint32())
+			}
+		}
+		what = fmt.Sprintf("%d bytes overwritten at %d", n, i)
+	case 5:
+		i, n := at(len(data)+1), 1+at(200)
+		data = slices.Insert(data, i, make([]byte, n)...)
+		what = fmt.Sprintf("%d bytes put in at %d", n, i)
+	case 6:
+		i := at(len(data))
+		n := at(min(400, len(data)-i))
+		data = slices.Delete(data, i, i+n)
+		what = fmt.Sprintf("%d bytes taken out at %d", n, i)
+	case 7:
+		i := at(len(data))
+		n := at(min(400, len(data)-i))
+		data = slices.Insert(data, i, bytes.Clone(data[i:i+n])...)
+		what = fmt.Sprintf("%d bytes doubled at %d", n, i)
+	case 8:
+		what, data = "removed", nil
+	default:
+		other := paths[w.rng.IntN(len(paths))]
+		if w.rng.IntN(2) == 0 {
+			w.files.put(other, data)
+			touched = append(touched, other)
+		}
+		data = bytes.Clone(w.files.content(other))
+		what = fmt.Sprintf("as %s, %d changed", other, len(touched))
+	}
+	w.files.put(path, data)
+	w.paths = append(w.paths, touched...)
+	w.done = append(w.done, path+" "+what)
+}
+
+// touched tells whether something below dir was damaged.
+func (w *wreck) touched(dir string) bool {
+	return slices.ContainsFunc(w.paths, func(p string) bool { return strings.HasPrefix(p, dir+"/") })
+}
+
+func (w *wreck) touchedName(name string) bool {
+	return slices.ContainsFunc(w.paths, func(p string) bool { return filepath.Base(p) == name })
+}
+
+// refusal checks an error of opening something: it is of damage, and names its file.
+func (w *wreck) refusal(what string, err error) {
+	if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnsupported) {
+		w.fail("%s: %v", what, err)
+	}
+	if !strings.Contains(err.Error(), labDir) {
+		w.fail("%s: the error names no file: %v", what, err)
+	}
+}
+
+// open opens everything and compares it with what was stored; true if all could be opened.
+func (w *wreck) open(ctx context.Context) bool {
+	d, err := openFuzzed(w.files)
+	if err != nil {
+		w.refusal("opening", err)
+		if !w.touchedName(identityName) && !w.touchedName(topicName) && !w.touched(filepath.Join(labDir, groupsName)) {
+			w.fail("opening: %v", err)
+		}
+		return false
+	}
+	all := true
+	logs := make(map[logKey]PartitionLog)
+	for _, topic := range w.topics {
+		if known := d.topics[topic.Name]; known == nil || known.topic.ID != topic.ID {
+			if !w.touchedName(topicName) {
+				w.fail("topic %s is not there", topic.Name)
+			}
+			all = false
 			continue
 		}
-		data := files.content(path)
-		if base, ok := parseSegmentName(filepath.Base(path), segmentSuffix); ok {
-			s := recoverySegment{path: path}
-			at := place{min(segmentHeaderSize, int64(len(data))), base}
-			for {
-				s.places = append(s.places, at)
-				b, _, _ := cutWhole(data[at.pos:], at.offset)
-				if b == nil {
-					break
+		for p := range topic.Partitions {
+			key := logKey{topic.ID, p}
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
+			if err != nil {
+				w.refusal(fmt.Sprint("opening ", key), err)
+				if !w.touched(w.logs[key].dir) {
+					w.fail("opening %v, which was not touched: %v", key, err)
 				}
-				require.Equal(t, l.batches[at.offset], b)
-				at = place{at.pos + int64(len(b)), b.nextOffset()}
-			}
-			l.segments = append(l.segments, s)
-		} else if strings.HasSuffix(path, indexSuffix) {
-			for pos := segmentHeaderSize; pos+indexEntrySize <= len(data); pos += indexEntrySize {
-				var e indexEntry
-				if e.parse(data[pos:pos+indexEntrySize]) && e.flags&indexSynced != 0 {
-					l.frontier = max(l.frontier, e.offset)
-				}
-			}
-		}
-	}
-}
-
-// survey opens the undamaged directory.
-func (m *recoveryTemplate) survey(t testing.TB) {
-	r := &recoveryRun{template: m, files: m.files.clone(), own: make(map[logKey]map[int64]batch)}
-	require.NoError(t, r.open())
-	for key := range r.logs {
-		r.walk(key, false)
-	}
-	m.groups, _ = r.store.Groups(context.Background())
-	require.NoError(t, r.store.Close())
-	require.Empty(t, r.problems)
-	for key := range m.logs {
-		require.NotNil(t, r.found[key], "%s", key)
-		require.Empty(t, r.found[key].harm)
-	}
-	m.served = r
-}
-
-// chooser makes choices, as a *rand.Rand does.
-type chooser interface{ IntN(n int) int }
-
-// recoveryRun is a directory that is damaged and recovered.
-type recoveryRun struct {
-	template *recoveryTemplate
-	files    *memFiles
-	before   *memFiles // as it was damaged
-	damages  []string
-	problems []string
-
-	store *dataDir
-	logs  map[logKey]PartitionLog
-	found map[logKey]*recoveryFound
-	own   map[logKey]map[int64]batch // appended since
-	// repaired: batches without records may stand for others.
-	repaired bool
-}
-
-// recoveryFound is what a log was found to have.
-type recoveryFound struct {
-	start, end int64
-	batches    []batch
-	harm       []*CorruptError
-}
-
-// has returns the batch at an offset, nil if there is none.
-func (f *recoveryFound) has(offset int64) batch {
-	i, ok := slices.BinarySearchFunc(f.batches, offset, func(b batch, o int64) int { return int(b.baseOffset() - o) })
-	if !ok {
-		return nil
-	}
-	return f.batches[i]
-}
-
-func (r *recoveryRun) problem(format string, args ...any) {
-	if len(r.problems) < 8 {
-		r.problems = append(r.problems, fmt.Sprintf(format, args...))
-	}
-}
-
-// damage damages a file, or two.
-func (r *recoveryRun) damage(c chooser) {
-	paths := r.template.paths
-	path := paths[c.IntN(len(paths))]
-	data := bytes.Clone(r.files.content(path))
-	if data == nil {
-		return // An earlier damage has removed it.
-	}
-	other := paths[c.IntN(len(paths))]
-	if c.IntN(2) == 0 { // One of the same kind, mostly.
-		for range 20 {
-			if filepath.Ext(other) == filepath.Ext(path) && other != path {
-				break
-			}
-			other = paths[c.IntN(len(paths))]
-		}
-	}
-	at := c.IntN(len(data) + 1)
-	n := min(len(data)-at, c.IntN(1+[]int{1, 40, 300, len(data)}[c.IntN(4)]))
-	what := ""
-	switch c.IntN(12) {
-	case 0:
-		what, data = fmt.Sprint("cut to ", at), data[:at]
-	case 1:
-		at = min(at, c.IntN(segmentHeaderSize+1))
-		what, data = fmt.Sprint("cut to ", at), data[:at]
-	case 2:
-		n = 1 + c.IntN(3)
-		what = "bits flipped at"
-		for range n {
-			if len(data) > 0 {
-				at := c.IntN(len(data))
-				data[at] ^= 1 << c.IntN(8)
-				what += fmt.Sprint(" ", at)
-			}
-		}
-	case 3:
-		what = fmt.Sprintf("zeros from %d to %d", at, at+n)
-		clear(data[at : at+n])
-	case 4:
-		what = fmt.Sprintf("garbage from %d to %d", at, at+n)
-		fillGarbage(c, data[at:at+n])
-	case 5:
-		put := make([]byte, n)
-		if c.IntN(2) == 0 {
-			fillGarbage(c, put)
-		}
-		what, data = fmt.Sprintf("%d bytes put in at %d", n, at), slices.Insert(data, at, put...)
-	case 6:
-		what, data = fmt.Sprintf("bytes from %d to %d taken out", at, at+n), slices.Delete(data, at, at+n)
-	case 7, 8:
-		theirs := r.files.content(other)
-		if theirs == nil {
-			return
-		}
-		r.damages = append(r.damages, fmt.Sprintf("%s swapped with %s", path, other))
-		r.files.put(path, theirs)
-		r.files.put(other, data)
-		return
-	case 9:
-		theirs := r.files.content(other)
-		if theirs == nil {
-			return
-		}
-		what, data = "a copy of "+other, theirs
-	case 10:
-		what, data = "removed", nil
-	case 11:
-		what, data = r.duplicate(c, path, data)
-	}
-	r.damages = append(r.damages, path+" "+what)
-	r.files.put(path, data)
-}
-
-func fillGarbage(c chooser, b []byte) {
-	for i := range b {
-		b[i] = byte(c.IntN(256))
-	}
-}
-
-// duplicate has some batches of a segment, or bytes of another file, there twice.
-func (r *recoveryRun) duplicate(c chooser, path string, data []byte) (string, []byte) {
-	for _, l := range r.template.logs {
-		for _, s := range l.segments {
-			if s.path != path {
+				all = false
 				continue
 			}
-			from, to := s.places[c.IntN(len(s.places))].pos, s.places[c.IntN(len(s.places))].pos
-			into := min(int(s.places[c.IntN(len(s.places))].pos), len(data))
-			from, to = min(from, to, int64(len(data))), min(max(from, to), int64(len(data)))
-			return fmt.Sprintf("batches from %d to %d again at %d", from, to, into), slices.Insert(data, into, bytes.Clone(data[from:to])...)
+			logs[key] = l
+			w.compare(ctx, key, l)
 		}
 	}
-	at := c.IntN(len(data) + 1)
-	return fmt.Sprintf("all from %d on again", at), append(data, data[at:]...)
-}
-
-// intact returns how many bytes from its begin a file has as they were; -1 for all of it.
-func (r *recoveryRun) intact(path string) int64 {
-	was, is := r.template.files.content(path), r.before.content(path)
-	if is != nil && bytes.Equal(was, is) {
-		return -1
-	}
-	n := 0
-	for n < min(len(was), len(is)) && was[n] == is[n] {
-		n++
-	}
-	return int64(n)
-}
-
-// changed tells whether a file matches that is not as it was.
-func (r *recoveryRun) changed(match func(path string) bool) bool {
-	return slices.ContainsFunc(r.template.paths, func(path string) bool { return match(path) && r.intact(path) >= 0 })
-}
-
-// open opens the directory as a broker does.
-func (r *recoveryRun) open() error {
-	r.store, r.logs, r.found = nil, make(map[logKey]PartitionLog), make(map[logKey]*recoveryFound)
-	d, err := openDataDir(r.files, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.NewTextHandler(io.Discard, nil))))
-	if err != nil {
-		return err
-	}
-	r.store = d
-	topics, err := d.Topics(context.Background())
-	if err != nil {
-		return err
-	}
-	for _, t := range topics {
-		for p := range t.Partitions {
-			l, err := d.OpenPartition(context.Background(), t, p, r.template.config, func() {})
-			if err != nil {
-				return errors.Join(err, d.Close())
+	for _, g := range d.groups.all() {
+		for _, o := range g.Offsets {
+			if !w.committed[fmt.Sprint(g.ID, o.TopicID, o.Partition, o.Offset)] {
+				w.fail("group %s: offset %+v was never committed", g.ID, o)
 			}
-			r.logs[logKey{t.ID, p}] = l
 		}
 	}
-	return nil
+	ends := w.goOn(logs)
+	if err := d.Close(); err != nil {
+		w.fail("closing: %v", err)
+	}
+	if open := w.files.openNow(); len(open) > 0 {
+		w.fail("open after Close: %v", open)
+	}
+	w.again(ctx, ends)
+	return all
 }
 
-// refused checks that the directory may be refused with this error.
-func (r *recoveryRun) refused(err error) {
-	if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnsupported) {
-		r.problem("opening fails: %v", err)
-		return
-	}
-	for _, path := range r.template.paths {
-		if r.intact(path) < 0 {
-			continue
-		}
-		name := filepath.Base(path)
-		vital := name == identityName || name == topicName || name == startName || filepath.Dir(path) == filepath.Join(labDir, groupsName)
-		if vital && (strings.Contains(err.Error(), path) || name == topicName && strings.Contains(err.Error(), filepath.Dir(path))) {
-			return
-		}
-		if vital && filepath.Dir(path) == filepath.Join(labDir, groupsName) && strings.Contains(err.Error(), labDir) {
-			return // What it has lost is told of the file behind or before.
-		}
-	}
-	r.problem("opening is refused, and no damaged file is named: %v", err)
-}
-
-// walk reads a log from start to end. With strict there must be no damage.
-func (r *recoveryRun) walk(key logKey, strict bool) {
-	l, model := r.logs[key], r.template.logs[key]
-	f := &recoveryFound{}
-	f.start, f.end = l.Bounds()
-	r.found[key] = f
-	for offset := f.start; offset < f.end; {
-		read, err := l.Read(context.Background(), offset, 700)
+// readAll reads a log from start to end, and returns the batches; what cannot be read goes
+// to w.lost.
+func (w *wreck) readAll(ctx context.Context, key logKey, l LogReader) (found []batch) {
+	start, end := l.Bounds()
+	w.lost[key] = nil
+	for at := start; at < end; {
+		read, err := l.Read(ctx, at, w.rng.IntN(2000))
 		if err != nil {
-			var corrupt *CorruptError
-			if !errors.As(err, &corrupt) || filepath.Dir(corrupt.File) != model.dir || corrupt.Position < 0 ||
-				corrupt.From > offset || corrupt.To <= offset || corrupt.To > f.end {
-				r.problem("%s: read at %d of %d to %d: %v", key, offset, f.start, f.end, err)
-				return
+			var c *CorruptError
+			if !errors.As(err, &c) || c.From > at || c.To <= at || !strings.HasPrefix(c.File, labDir) {
+				w.fail("%v: reading %d of %d to %d: %v", key, at, start, end, err)
+				return found
 			}
-			if strict {
-				r.problem("%s: damage is left: %v", key, err)
-			}
-			f.harm = append(f.harm, corrupt)
-			offset = corrupt.To
+			w.lost[key] = append(w.lost[key], [2]int64{at, c.To})
+			at = c.To
 			continue
 		}
-		was := offset
+		if len(read.Batches) == 0 {
+			w.fail("%v: nothing at %d of %d to %d", key, at, start, end)
+			return found
+		}
 		for rest := read.Batches; len(rest) > 0; {
-			b, more, err := parseBatch(rest)
-			if err != nil {
-				r.problem("%s: read at %d: %v", key, offset, err)
-				break
+			b := cutBatch(rest)
+			rest = rest[len(b):]
+			if b.nextOffset() <= at || len(found) > 0 && b.baseOffset() < found[len(found)-1].nextOffset() || at > start && b.baseOffset() > at {
+				w.fail("%v: a batch of %d to %d at %d", key, b.baseOffset(), b.nextOffset(), at)
 			}
-			rest = more
-			known := model.batches[b.baseOffset()]
-			if own := r.own[key][b.baseOffset()]; own != nil {
-				known = own
-			}
-			if !bytes.Equal(b, known) && (!r.repaired || b.count() > 0) {
-				r.problem("%s: at %d there is a batch that was never stored there", key, b.baseOffset())
-			}
-			if b.baseOffset() > offset || b.baseOffset() < offset && offset != f.start && (len(f.harm) == 0 || f.harm[len(f.harm)-1].To != offset) || b.nextOffset() <= offset || b.nextOffset() > f.end {
-				r.problem("%s: %d to %d where %d is due, and the end is %d", key, b.baseOffset(), b.nextOffset(), offset, f.end)
-			}
-			offset = b.nextOffset()
-			f.batches = append(f.batches, bytes.Clone(b))
+			found = append(found, bytes.Clone(b))
+			at = b.nextOffset()
 		}
 		read.Release()
-		if offset == was {
-			r.problem("%s: nothing to read at %d, below the end, %d", key, offset, f.end)
-			return
-		}
 	}
+	return found
 }
 
-// checkKept checks that a log has what stands before all damage.
-func (r *recoveryRun) checkKept(key logKey) {
-	l, f, was := r.template.logs[key], r.found[key], r.template.served.found[key]
-	inDir := func(suffix string) func(string) bool {
-		return func(path string) bool { return filepath.Dir(path) == l.dir && strings.HasSuffix(path, suffix) }
+// compare holds a log against what was stored.
+func (w *wreck) compare(ctx context.Context, key logKey, l PartitionLog) {
+	kept := w.logs[key]
+	start, end := l.Bounds()
+	if start > end {
+		w.fail("%v: starts at %d and ends at %d", key, start, end)
 	}
-	if !r.changed(inDir("")) {
-		if f.start != was.start || f.end != was.end || len(f.harm) > 0 || len(f.batches) != len(was.batches) {
-			r.problem("%s was not damaged, and has %d to %d instead of %d to %d", key, f.start, f.end, was.start, was.end)
+	found := w.readAll(ctx, key, l)
+	for _, b := range found {
+		if !bytes.Equal(b, kept.batches[b.baseOffset()]) && b.count() > 0 {
+			w.fail("%v: the batch at %d is not the one that was stored", key, b.baseOffset())
 		}
-		return
 	}
-	indexed := !r.changed(inDir(indexSuffix))
-	if start := filepath.Join(l.dir, startName); r.changed(func(path string) bool { return path == start }) && (r.before.content(start) != nil || !indexed) {
-		return // Who knows where it begins.
-	}
-	whole := true
-	for _, s := range l.segments {
-		intact := r.intact(s.path)
-		if r.before.content(s.path) == nil {
-			indexed = false // Its index goes with it.
+	if !w.touched(kept.dir) {
+		if start != kept.start || end != kept.end || len(found) != len(kept.soundOf) {
+			w.fail("%v was not touched and has %d to %d, %d batches, instead of %d to %d, %d", key, start, end, len(found), kept.start, kept.end, len(kept.soundOf))
 		}
-		for i, p := range s.places[:len(s.places)-1] {
-			if whole && (intact < 0 || s.places[i+1].pos <= intact) && was.has(p.offset) != nil && f.has(p.offset) == nil {
-				r.problem("%s: the batch at %d stands before all damage, and is gone", key, p.offset)
+	}
+	if whole := w.wholeBefore(key); whole > start && !w.touched(kept.dir+"/"+startName) {
+		for _, b := range kept.soundOf {
+			if b.nextOffset() <= whole && b.baseOffset() >= start && !slices.ContainsFunc(found, func(f batch) bool { return f.baseOffset() == b.baseOffset() }) {
+				w.fail("%v: the batch at %d is not there, whole up to %d", key, b.baseOffset(), whole)
 			}
 		}
-		whole = whole && intact < 0
 	}
-	if indexed && f.end < l.frontier {
-		r.problem("%s: ends at %d; %d was on stable storage", key, f.end, l.frontier)
-	}
+	w.compareTimes(ctx, key, l, found)
 }
 
-// checkSearch checks OffsetAt and EpochEnd against what can be read.
-func (r *recoveryRun) checkSearch(c chooser, key logKey) {
-	l, f := r.logs[key], r.found[key]
-	if len(f.batches) == 0 {
-		return
-	}
-	for range 2 {
-		one := f.batches[c.IntN(len(f.batches))]
-		at := one.maxTime() + int64(c.IntN(3)-1)
-		offset, err := l.OffsetAt(context.Background(), at)
-		switch {
-		case err != nil && (len(f.harm) == 0 || !errors.Is(err, ErrCorrupt)):
-			r.problem("%s: OffsetAt(%d): %v", key, at, err)
-		case err == nil:
-			if want, exact := f.offsetAt(at); offset > want || offset < want && exact(offset) {
-				r.problem("%s: OffsetAt(%d) is %d, not %d", key, at, offset, want)
-			}
-		}
-		epoch := one.epoch() + int32(c.IntN(3)-1)
-		end, err := l.EpochEnd(context.Background(), epoch)
-		switch {
-		case err != nil && (len(f.harm) == 0 || !errors.Is(err, ErrCorrupt)):
-			r.problem("%s: EpochEnd(%d): %v", key, epoch, err)
-		case err == nil:
-			for _, b := range f.batches {
-				if b.count() > 0 && (b.epoch() <= epoch && b.nextOffset() > end || b.epoch() > epoch && b.baseOffset() < end && end > f.start) {
-					r.problem("%s: EpochEnd(%d) is %d; the batch at %d has epoch %d", key, epoch, end, b.baseOffset(), b.epoch())
-					break
-				}
-			}
-		}
-	}
-}
-
-// offsetAt returns the offset of the first record that can be read and is not before a
-// time. exact tells of a lower offset whether it can be read: then it is no answer.
-func (f *recoveryFound) offsetAt(at int64) (want int64, exact func(int64) bool) {
-	want = f.end
-	for _, b := range f.batches {
-		records := b.records()
-		var m Message
-		for {
-			more, err := records.next(&m)
-			if err != nil || !more {
-				break
-			}
-			if m.Timestamp >= at && m.Offset >= f.start {
-				want = min(want, m.Offset)
-			}
-		}
-	}
-	return want, func(offset int64) bool {
-		return slices.ContainsFunc(f.batches, func(b batch) bool { return b.baseOffset() <= offset && offset < b.nextOffset() })
-	}
-}
-
-// checkGroups checks that nothing is said of a group that nobody has ever said.
-func (r *recoveryRun) checkGroups() {
-	groups, err := r.store.Groups(context.Background())
-	if err != nil {
-		r.problem("groups: %v", err)
-	}
-	var said, want []string
-	for _, g := range groups {
-		for _, w := range groupWords(g) {
-			said = append(said, w)
-			if !r.template.words[w] {
-				r.problem("nobody has ever said: %s", w)
-			}
-		}
-	}
-	for _, g := range r.template.groups {
-		want = append(want, groupWords(g)...)
-	}
-	slices.Sort(said)
-	slices.Sort(want)
-	if !slices.Equal(said, want) && !r.changed(func(path string) bool {
-		return filepath.Dir(path) == filepath.Join(labDir, groupsName) || filepath.Base(path) == topicName
-	}) {
-		r.problem("groups were not damaged, and say\n%v\ninstead of\n%v", said, want)
-	}
-}
-
-// check reads all that there is.
-func (r *recoveryRun) check(c chooser, strict bool) {
-	known := !r.changed(func(path string) bool { return filepath.Base(path) == topicName })
-	for key, l := range r.template.logs {
-		if r.logs[key] == nil {
-			if known {
-				r.problem("%s is gone", key)
-			}
+// wholeBefore returns the offset up to which nothing was done to a log's segments.
+func (w *wreck) wholeBefore(key logKey) int64 {
+	kept := w.logs[key]
+	first := kept.end
+	for _, path := range w.paths {
+		if filepath.Dir(path) != kept.dir || !strings.HasSuffix(path, segmentSuffix) {
 			continue
 		}
-		_ = l
-		r.walk(key, strict)
-		if known && len(r.own) == 0 {
-			r.checkKept(key)
+		base, _ := parseSegmentName(filepath.Base(path), segmentSuffix)
+		was, is := w.ruin.files.content(path), w.broken[path]
+		same := 0
+		for same < min(len(was), len(is)) && was[same] == is[same] {
+			same++
 		}
-		r.checkSearch(c, key)
-	}
-	r.checkGroups()
-}
-
-// goOn appends to all logs, opens the directory again, and finds it all.
-func (r *recoveryRun) goOn(c chooser) {
-	rng := rand.New(rand.NewPCG(uint64(c.IntN(1000)), 2))
-	number := 1000
-	for key, l := range r.logs {
-		if r.template.logs[key] == nil {
+		if same < segmentHeaderSize {
+			first = min(first, base)
 			continue
 		}
-		r.own[key] = make(map[int64]batch)
-		for range 1 + c.IntN(3) {
-			_, end := l.Bounds()
-			b := batch(makeRecoveryBatch(rng, &number, 300))
-			done := make(chan AppendResult, 1)
-			l.Append(b, AcksStored, func(res AppendResult) { done <- res })
-			res := <-done
-			if res.Err != nil || res.BaseOffset != end {
-				r.problem("%s: append at %d: %+v", key, end, res)
+		for pos, at := segmentHeaderSize, base; ; {
+			if pos >= len(was) {
 				break
 			}
-			r.own[key][res.BaseOffset] = bytes.Clone(b)
+			b := kept.batches[at]
+			if b == nil || pos+len(b) > same {
+				first = min(first, at)
+				break
+			}
+			pos, at = pos+len(b), b.nextOffset()
 		}
 	}
-	was := r.found
-	r.found = make(map[logKey]*recoveryFound)
-	r.check(c, false)
-	for range 2 {
-		for key, f := range r.found {
-			for offset := range r.own[key] {
-				if f.has(offset) == nil {
-					r.problem("%s: what was appended at %d cannot be read", key, offset)
-				}
-			}
-			for _, b := range was[key].batches {
-				if b.nextOffset() > f.start && f.has(b.baseOffset()) == nil {
-					r.problem("%s: the batch at %d was read and is gone", key, b.baseOffset())
-				}
-			}
-		}
-		if len(r.problems) > 0 {
+	return first
+}
+
+// compareTimes asks for offsets by time and for the ends of epochs.
+func (w *wreck) compareTimes(ctx context.Context, key logKey, l PartitionLog, found []batch) {
+	if len(found) == 0 {
+		return
+	}
+	start, end := l.Bounds()
+	unreadable := func(from, to int64) bool {
+		return slices.ContainsFunc(w.lost[key], func(r [2]int64) bool { return r[0] < to && from < r[1] })
+	}
+	want := found[w.rng.IntN(len(found))].maxTime() - w.rng.Int64N(3)
+	truth := end
+	for _, b := range found {
+		if b.maxTime() >= want && b.count() > 0 {
+			truth = max(start, b.baseOffset()+offsetInBatch(b, want, start))
 			break
 		}
-		was = r.found
-		if c.IntN(2) == 0 {
-			r.files = r.files.kill()
-			_ = r.store.Close() // All that it does fails.
-		} else if err := r.store.Close(); err != nil {
-			r.problem("closing: %v", err)
-		}
-		if err := r.open(); err != nil {
-			r.problem("opening again: %v", err)
-			return
-		}
-		r.check(c, false)
 	}
-}
-
-// runRecovery damages a template and recovers what is left, and returns what is wrong.
-func runRecovery(m *recoveryTemplate, c chooser, outcomes *recoveryOutcomes) (wrong string) {
-	r := &recoveryRun{template: m, files: m.files.clone(), own: make(map[logKey]map[int64]batch)}
-	defer func() {
-		if p := recover(); p != nil {
-			r.problem("panic: %v\n%s", p, debug.Stack())
-		}
-		if len(r.problems) > 0 {
-			wrong = fmt.Sprintf("%s: %s\n%s", m.name, strings.Join(r.damages, "; "), strings.Join(r.problems, "\n"))
-		}
-	}()
-	for range 1 + c.IntN(3) {
-		r.damage(c)
-	}
-	r.before = r.files.clone()
-	if c.IntN(3) == 0 {
-		r.repair(c, outcomes)
-		return ""
-	}
-	if err := r.open(); err != nil {
-		outcomes.refused.Add(1)
-		r.refused(err)
-		return ""
-	}
-	r.check(c, false)
-	for _, f := range r.found {
-		outcomes.harm.Add(int64(len(f.harm)))
-	}
-	r.goOn(c)
-	if err := r.store.Close(); err != nil {
-		r.problem("closing: %v", err)
-	}
-	return ""
-}
-
-// repair has the directory inspected and repaired, and then opens it.
-func (r *recoveryRun) repair(c chooser, outcomes *recoveryOutcomes) {
-	outcomes.repaired.Add(1)
-	ctx := context.Background()
-	plain := &recoveryRun{template: r.template, files: r.files.clone(), before: r.before, own: r.own}
-	refused := plain.open()
-	found, err := inspectDataDir(ctx, r.files, labDir, false)
-	if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnsupported) {
-		r.problem("inspection: %v", err)
-	}
-	if refused == nil {
-		plain.check(c, false)
-		r.problems = append(r.problems, plain.problems...)
-		if plain.store.Close() != nil {
-			r.problem("closing fails")
-		}
-		for key, f := range plain.found {
-			if len(f.harm) > 0 && len(found.Damage) == 0 {
-				r.problem("%s: nothing is reported of %v", key, f.harm[0])
-			}
-		}
-	}
-	if _, err = inspectDataDir(ctx, r.files, labDir, true); err != nil {
-		r.problem("repair: %v", err)
-		return
-	}
-	again, err := inspectDataDir(ctx, r.files, labDir, false)
+	got, err := l.OffsetAt(ctx, want)
 	if err != nil {
-		r.problem("inspection after the repair: %v", err)
-		return
+		if !errors.Is(err, ErrCorrupt) {
+			w.fail("%v: OffsetAt: %v", key, err)
+		}
+	} else if got != truth && !unreadable(0, max(got, truth)) {
+		w.fail("%v: offset at %d is %d, not %d", key, want, got, truth)
 	}
-	for _, d := range again.Damage {
-		if filepath.Base(d.File) != topicName {
-			r.problem("after the repair: %v", &d.CorruptError)
+	epoch := found[w.rng.IntN(len(found))].epoch()
+	truth = end
+	for _, b := range found {
+		if b.epoch() > epoch {
+			truth = max(start, b.baseOffset())
+			break
 		}
 	}
-	if err := r.open(); err != nil {
-		if refused == nil || !r.changed(func(path string) bool { return filepath.Base(path) == topicName }) {
-			r.problem("opening after the repair: %v", err)
+	if got, err = l.EpochEnd(ctx, epoch); err != nil {
+		if !errors.Is(err, ErrCorrupt) {
+			w.fail("%v: EpochEnd: %v", key, err)
 		}
+	} else if got != truth && !unreadable(min(got, truth)-1, max(got, truth)) {
+		w.fail("%v: epoch %d ends at %d, not %d", key, epoch, got, truth)
+	}
+}
+
+// offsetInBatch returns how far into a batch the first record of a time or later is.
+func offsetInBatch(b batch, timestamp, start int64) int64 {
+	records := b.records()
+	var m Message
+	for {
+		more, err := records.next(&m)
+		if err != nil || !more {
+			return int64(b.lastOffsetDelta()) + 1
+		}
+		if m.Timestamp >= timestamp && m.Offset >= start {
+			return m.Offset - b.baseOffset()
+		}
+	}
+}
+
+// goOn appends to every log, and returns what.
+func (w *wreck) goOn(logs map[logKey]PartitionLog) map[logKey]batch {
+	appended := make(map[logKey]batch)
+	for key, l := range logs {
+		_, end := l.Bounds()
+		b := appendBatch(nil, &Message{Value: fmt.Append(nil, "after ", key), Timestamp: 5_000_000})
+		done := make(chan AppendResult, 1)
+		l.Append(b, AcksSynced, func(r AppendResult) { done <- r })
+		r := <-done
+		if r.Err != nil || r.BaseOffset != end {
+			w.fail("%v: appending behind %d: %+v", key, end, r)
+			continue
+		}
+		appended[key] = b
+	}
+	return appended
+}
+
+// again opens the directory once more, and looks for what was appended.
+func (w *wreck) again(ctx context.Context, appended map[logKey]batch) {
+	d, err := openFuzzed(w.files)
+	if err != nil {
+		w.fail("opening again: %v", err)
 		return
 	}
-	r.repaired = true
-	r.check(c, true)
-	for key, f := range plain.found {
-		for _, b := range f.batches {
-			if now := r.found[key]; now != nil && now.has(b.baseOffset()) == nil && b.nextOffset() > now.start {
-				r.problem("%s: the repair has cost the batch at %d", key, b.baseOffset())
+	for _, topic := range w.topics {
+		for p := range topic.Partitions {
+			key := logKey{topic.ID, p}
+			b := appended[key]
+			if b == nil {
+				continue
+			}
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
+			if err != nil {
+				w.fail("opening %v again: %v", key, err)
+				continue
+			}
+			if _, end := l.Bounds(); end != b.nextOffset() {
+				w.fail("%v: ends at %d, not %d", key, end, b.nextOffset())
+			}
+			before := len(w.wrong)
+			found := w.readAll(ctx, key, l)
+			if n := len(found); len(w.wrong) == before && (n == 0 || !bytes.Equal(found[n-1], b)) {
+				w.fail("%v: what was appended at %d is not there", key, b.baseOffset())
 			}
 		}
 	}
-	r.goOn(c)
-	if err := r.store.Close(); err != nil {
-		r.problem("closing: %v", err)
+	if err := d.Close(); err != nil {
+		w.fail("closing again: %v", err)
 	}
 }
 
-type recoveryOutcomes struct{ refused, harm, repaired atomic.Int64 }
+// inspect checks and repairs a copy of the directory, which then has no damage left.
+func (w *wreck) inspect(ctx context.Context, files *memFiles) {
+	if _, err := inspectDataDir(ctx, files, labDir, false); err != nil {
+		w.refusal("checking", err)
+		return
+	}
+	report, err := inspectDataDir(ctx, files, labDir, true)
+	if err != nil {
+		w.refusal("repairing", err)
+		return
+	}
+	for _, damage := range report.Damage {
+		if !damage.Repaired && !damage.Tail {
+			return // Some things nobody can make up.
+		}
+	}
+	after, err := inspectDataDir(ctx, files, labDir, false)
+	if err != nil {
+		w.fail("checking after a repair: %v", err)
+	} else if len(after.Damage) > 0 {
+		w.fail("damaged after a repair: %+v", after.Damage)
+	}
+	w.files = files
+	w.repaired(ctx)
+}
 
-func recoveryTemplates(t testing.TB) []*recoveryTemplate {
-	return []*recoveryTemplate{
-		makeRecoveryTemplate(t, "closed", endedClean, 1, 1500, 300, 7),
-		makeRecoveryTemplate(t, "killed", endedKilled, 2, 1500, 300, 7),
-		makeRecoveryTemplate(t, "power lost", endedPower, 3, 1500, 300, 7),
-		makeRecoveryTemplate(t, "power lost again", endedPower, 4, 2500, 200, 7),
-		makeRecoveryTemplate(t, "large", endedClean, 5, 64<<10, 5000, 8),
-		makeRecoveryTemplate(t, "large, killed", endedKilled, 6, 64<<10, 5000, 8),
+// repaired reads what a repair has left, in which nothing is unreadable any more.
+func (w *wreck) repaired(ctx context.Context) {
+	d, err := openFuzzed(w.files)
+	if err != nil {
+		w.fail("opening after a repair: %v", err)
+		return
+	}
+	for _, topic := range w.topics {
+		for p := range topic.Partitions {
+			key := logKey{topic.ID, p}
+			if known := d.topics[topic.Name]; known == nil || known.topic.ID != topic.ID {
+				continue
+			}
+			l, err := d.OpenPartition(ctx, topic, p, fuzzConfig(), func() {})
+			if err != nil {
+				w.fail("opening %v after a repair: %v", key, err)
+				continue
+			}
+			w.compare(ctx, key, l)
+			if len(w.lost[key]) > 0 {
+				w.fail("%v: cannot be read after a repair: %v", key, w.lost[key])
+			}
+		}
+	}
+	if err := d.Close(); err != nil {
+		w.fail("closing after a repair: %v", err)
 	}
 }
 
-// Whatever is damaged in a data directory: what is served is what was stored, what is
-// whole and stands before the damage is kept, and the log goes on.
-//
-// ROBUST_RECOVERIES says how many directories are damaged, and ROBUST_SEED with which
-// seed it begins; each is one seed, so that one that fails can be tried again alone.
+// runWreck damages a ruin, and returns what is wrong with how that is taken.
+func runWreck(ctx context.Context, ruins []*ruin, rng *rand.Rand) string {
+	r := ruins[rng.IntN(len(ruins))]
+	w := &wreck{ruin: r, rng: rng, files: r.files.clone(), lost: make(map[logKey][][2]int64), broken: make(map[string][]byte)}
+	for n := 1 + rng.IntN(3)/2; n > 0; n-- {
+		w.damage()
+	}
+	for _, path := range w.paths {
+		w.broken[path] = w.files.content(path)
+	}
+	copied := w.files.clone()
+	w.open(ctx)
+	if rng.IntN(3) == 0 {
+		w.inspect(ctx, copied)
+	}
+	if len(w.wrong) == 0 {
+		return ""
+	}
+	return strings.Join(append(w.done, w.wrong...), "\n")
+}
+
+func newRuins(t testing.TB) []*ruin {
+	rng := rand.New(rand.NewPCG(1, 17))
+	var ruins []*ruin
+	for range 3 {
+		for _, how := range []lifeEnd{endedClean, endedKilled, endedPower} {
+			ruins = append(ruins, newRuin(t, rng, how))
+		}
+	}
+	return ruins
+}
+
+// TestRecoveryFuzz: ROBUST_RECOVERIES is the number of damaged directories that are opened,
+// ROBUST_SEED the first of their seeds.
 func TestRecoveryFuzz(t *testing.T) {
-	templates := recoveryTemplates(t)
-	count, first := envCount(t, "ROBUST_RECOVERIES", 1500), envCount(t, "ROBUST_SEED", 1)
-	var (
-		outcomes recoveryOutcomes
-		next     atomic.Int64
-		failed   atomic.Int64
-		workers  sync.WaitGroup
-	)
-	began := time.Now()
+	first, count := envCount(t, "ROBUST_SEED", 1), envCount(t, "ROBUST_RECOVERIES", 800)
+	ruins := newRuins(t)
+	var next, failed atomic.Int64
+	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
-			for failed.Load() < 10 {
+			for failed.Load() < 5 {
 				n := next.Add(1) - 1
 				if n >= int64(count) {
 					return
 				}
 				seed := uint64(int64(first) + n)
-				rng := rand.New(rand.NewPCG(seed, 99))
-				hung := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("seed %d takes a minute", seed)) })
-				wrong := runRecovery(templates[rng.IntN(len(templates))], rng, &outcomes)
-				hung.Stop()
-				if wrong != "" {
+				if wrong := runWreck(t.Context(), ruins, rand.New(rand.NewPCG(seed, 19))); wrong != "" {
 					failed.Add(1)
-					t.Errorf("ROBUST_RECOVERIES=1 ROBUST_SEED=%d: %s", seed, wrong)
+					t.Errorf("ROBUST_SEED=%d ROBUST_RECOVERIES=1:\n%s", seed, wrong)
 				}
 			}
 		})
 	}
 	workers.Wait()
-	n := min(next.Load(), int64(count))
-	t.Logf("%d recoveries (%.0f a second): %d refused, %d repaired, %d damages met", n, float64(n)/time.Since(began).Seconds(),
-		outcomes.refused.Load(), outcomes.repaired.Load(), outcomes.harm.Load())
+	t.Logf("%d damaged directories, from ROBUST_SEED=%d on", min(next.Load(), int64(count)), first)
+}
+
+// FuzzRecovery lets the fuzzer choose what is damaged.
+func FuzzRecovery(f *testing.F) {
+	ruins := newRuins(f)
+	f.Add([]byte("seed"))
+	f.Fuzz(func(t *testing.T, choices []byte) {
+		if wrong := runWreck(t.Context(), ruins, rand.New(&chosen{rest: choices})); wrong != "" {
+			t.Error(wrong)
+		}
+	})
+}
+
+// chosen is a source of random numbers that are given, and then of others.
+type chosen struct {
+	rest []byte
+	n    uint64
+}
+
+func (c *chosen) Uint64() uint64 {
+	c.n = c.n*6364136223846793005 + 1442695040888963407
+	if len(c.rest) < 2 {
+		return c.n
+	}
+	v := uint64(c.rest[0])<<8 | uint64(c.rest[1])
+	c.rest = c.rest[2:]
+	return v<<48 | v<<32 | v<<16 | v
 }

@@ -2,12 +2,14 @@ package robust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,6 +30,8 @@ func (e lifeEnd) String() string { return [...]string{"closed", "killed", "power
 type storageModel struct {
 	policy  SyncPolicy
 	mayFail bool         // the files may fail while the storage lives
+	doubted atomic.Bool  // a sync has failed: without SyncAlways acknowledged messages may go
+	evicted atomic.Bool  // and the system has forgotten them
 	trace   func(string) // may be nil
 
 	mu       sync.Mutex // guards the following and what hangs on it
@@ -55,6 +59,7 @@ type logModel struct {
 
 	deleted int64     // what an acknowledged DeleteBefore said
 	asked   int64     // what any said
+	began   int64     // where it began after the power had gone
 	expired time.Time // the latest time that Expire was told
 	epoch   int32     // the highest that was seen
 	raised  int32     // what the epoch of this life has to be above
@@ -104,8 +109,17 @@ type groupContent struct {
 
 type groupChange struct {
 	ackedAt time.Time
+	failed  bool // it may have happened, or not
 	apply   func(*groupContent)
 }
+
+// mayBe tells whether an error is one that failing files may lead to.
+func (m *storageModel) mayBe(err error) bool {
+	return m.mayFail && (errors.Is(err, ErrStorage) || m.inDoubt() && errors.Is(err, ErrCorrupt))
+}
+
+// inDoubt tells whether what is not known to be synced may be anywhere or nowhere.
+func (m *storageModel) inDoubt() bool { return m.doubted.Load() && m.policy != SyncAlways }
 
 func newStorageModel(policy SyncPolicy) *storageModel {
 	return &storageModel{
@@ -209,8 +223,8 @@ func (m *storageModel) answered(l *logModel, made []*batchModel, acks Acks, r Ap
 			m.problemLocked("%s: append: %v", l.key, r.Err)
 		}
 		for _, b := range made {
-			b.refused = !ended
-			if b.seen && !ended {
+			b.refused = !ended && !m.inDoubt()
+			if b.seen && b.refused {
 				m.problemLocked("%s: batch %d was read at %d, and was refused: %v", l.key, b.number, b.offset, r.Err)
 			}
 		}
@@ -311,8 +325,15 @@ type loggedBatch struct {
 func (m *storageModel) checkLog(ctx context.Context, rng *rand.Rand, l *logModel, log PartitionLog, how lifeEnd, at time.Time) {
 	start, end := log.Bounds()
 	var found []loggedBatch
+	var gone [][2]int64 // what cannot be read
 	for offset := start; offset < end; {
 		r, err := log.Read(ctx, offset, 1+rng.IntN(5000))
+		var corrupt *CorruptError
+		if m.inDoubt() && errors.As(err, &corrupt) && corrupt.From <= offset && offset < corrupt.To {
+			gone = append(gone, [2]int64{offset, corrupt.To})
+			offset = corrupt.To
+			continue
+		}
 		if err != nil {
 			m.problem("%s: %s: read at %d of %d to %d: %v", l.key, how, offset, start, end, err)
 			return
@@ -341,8 +362,15 @@ func (m *storageModel) checkLog(ctx context.Context, rng *rand.Rand, l *logModel
 		}
 	}
 	m.mu.Lock()
+	for _, b := range l.list {
+		// The log says that they are lost.
+		b.lost = b.lost || !b.lasts && slices.ContainsFunc(gone, func(r [2]int64) bool { return r[0] < b.offset+b.count && b.offset < r[1] })
+	}
 	m.compareLocked(l, found, start, end, how, at)
 	m.mu.Unlock()
+	if len(gone) > 0 {
+		return
+	}
 	m.checkEpochs(ctx, l, log, found, start, end)
 	m.checkTimes(ctx, rng, l, log, found, start, end)
 }
@@ -397,7 +425,10 @@ func (m *storageModel) compareLocked(l *logModel, found []loggedBatch, start, en
 	if start < l.deleted {
 		m.problemLocked("%s: %s: the log starts at %d; it was deleted before %d", l.key, how, start, l.deleted)
 	}
-	if bytes := l.config.RetentionBytes; bytes > 0 && start > l.asked && how != endedPower && kept < bytes {
+	if how == endedPower {
+		l.began = start // However little the power has left.
+	}
+	if bytes := l.config.RetentionBytes; bytes > 0 && start > max(l.asked, l.began) && kept < bytes && !m.inDoubt() {
 		m.problemLocked("%s: %s: the log starts at %d and holds %d bytes; retention is %d", l.key, how, start, kept, bytes)
 	}
 	if how != endedClean {
@@ -427,6 +458,8 @@ func (m *storageModel) mustSurvive(b *batchModel, how lifeEnd, at time.Time) boo
 	switch {
 	case b.lasts:
 		return true
+	case m.inDoubt() && (how == endedPower || m.evicted.Load()):
+		return false
 	case how != endedPower:
 		return b.acked || b.seen
 	case m.policy == SyncAlways:
@@ -607,6 +640,7 @@ func (m *storageModel) changeGroup(id string, apply func(*groupContent), change 
 		g.history[len(g.history)-1].ackedAt = time.Now()
 		g.acked = len(g.history)
 	}
+	g.history[len(g.history)-1].failed = err != nil && m.mayFail
 	return err
 }
 
@@ -679,20 +713,33 @@ func (m *storageModel) checkGroups(ctx context.Context, s Storage, how lifeEnd, 
 }
 
 func (m *storageModel) checkGroupLocked(id string, g *groupModel, got groupContent, gone func(string) bool, how lifeEnd, at time.Time) {
-	content := g.state
+	may := []groupContent{g.state} // what it may be
 	matched := -1
 	for i := 0; ; i++ {
-		if content.without(gone).equal(got) {
+		if slices.ContainsFunc(may, func(c groupContent) bool { return c.without(gone).equal(got) }) {
 			matched = i
 		}
 		if i == len(g.history) {
 			break
 		}
-		content.offsets = maps.Clone(content.offsets)
-		g.history[i].apply(&content)
+		change := &g.history[i]
+		for n, c := range may {
+			if change.failed {
+				may = append(may, c)
+			}
+			may[n].offsets = maps.Clone(c.offsets)
+			change.apply(&may[n])
+		}
+		for n := len(may) - 1; n > 0; n-- {
+			if slices.ContainsFunc(may[:n], may[n].equal) {
+				may = slices.Delete(may, n, n+1)
+			}
+		}
 	}
 	least := g.acked
-	if how == endedPower && m.policy != SyncAlways {
+	if m.inDoubt() && (how == endedPower || m.evicted.Load()) {
+		least = 0
+	} else if how == endedPower && m.policy != SyncAlways {
 		least = 0
 		for i := range g.acked {
 			if d := time.Duration(m.policy); d >= 0 && g.history[i].ackedAt.Add(d).Before(at) && !g.history[i].ackedAt.IsZero() {
