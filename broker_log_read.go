@@ -188,7 +188,7 @@ func (l *diskLog) endingOf(ctx context.Context, v *logView, i int) (*indexEntry,
 		return e, nil
 	}
 	s := v.segments[i]
-	isEnd := func(e *indexEntry) bool { return e.pos == s.size && e.offset == v.next(i) }
+	isEnd := func(e *indexEntry) bool { return e.pos == max(s.size, segmentHeaderSize) && e.offset == v.next(i) }
 	e, err := l.entryBefore(ctx, s, func(*indexEntry) bool { return true })
 	if err == nil && !isEnd(&e) {
 		if err = l.rebuildIndex(ctx, s, errIndexDamaged); err == nil {
@@ -262,30 +262,33 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 		return v.last.offset, nil
 	}
 	// Epochs rise along the log: the segment in which the next one begins is the last
-	// before which none later has ended.
+	// before which none later has ended, or one behind it, if what it had is damaged.
 	i := len(v.segments) - 1
 	for ; i > 0; i-- {
 		e, err := l.endingOf(ctx, v, i-1)
 		if err != nil {
 			return 0, storageError(err)
 		}
-		if e.epoch <= epoch {
-			break
+		if 0 < e.epoch && e.epoch <= epoch {
+			break // Of a segment that is damaged from end to end nothing is known.
 		}
 	}
-	before, err := l.entryBefore(ctx, v.segments[i], func(e *indexEntry) bool { return e.epoch <= epoch })
-	if err != nil {
-		return 0, storageError(err)
-	}
-	end := v.next(i)
-	err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
-		if b.epoch() > epoch {
-			end = b.baseOffset()
-			return false, nil
+	for end := int64(-1); i < len(v.segments); i++ {
+		before, err := l.entryBefore(ctx, v.segments[i], func(e *indexEntry) bool { return e.epoch <= epoch })
+		if err != nil {
+			return 0, storageError(err)
 		}
-		return true, nil
-	})
-	return max(end, v.start), storageError(err)
+		err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
+			if b.epoch() > epoch {
+				end = b.baseOffset()
+			}
+			return end < 0, nil
+		})
+		if err != nil || end >= 0 {
+			return max(end, v.start), storageError(err)
+		}
+	}
+	return v.last.offset, nil
 }
 
 // rebuildIndex makes the index of a segment anew from the segment.
@@ -351,7 +354,7 @@ func indexSegment(ctx context.Context, s *segment, limit, next int64) ([]indexEn
 		var d damage
 		switch {
 		case isEOF(err):
-			end.offset, end.pos, end.flags = next, limit, indexSynced
+			end.offset, end.pos, end.flags = next, max(limit, segmentHeaderSize), indexSynced
 			return append(entries, end), nil
 		case errors.As(err, &d):
 			place, err := resync(ctx, f, place{b.pos, b.offset}, place{limit, next})

@@ -265,9 +265,9 @@ func (s *segment) retire() {
 }
 
 // scan calls f with every batch from a place up to limit, until it returns false. It ends
-// with a CorruptError at what is damaged, unless that lies before the offset start.
+// with a CorruptError where offsets cannot be read, unless they lie before start.
 func (s *segment) scan(ctx context.Context, from indexEntry, limit, next, start int64, f func(batch) (bool, error)) error {
-	if from.pos >= limit {
+	if from.pos >= limit && from.offset >= next {
 		return nil
 	}
 	opened, err := s.acquire(next)
@@ -281,16 +281,17 @@ func (s *segment) scan(ctx context.Context, from indexEntry, limit, next, start 
 			return nil // What stands behind it was refused.
 		}
 		b, err := r.next()
+		if errors.Is(err, io.EOF) {
+			err = damage("what follows is missing")
+		}
 		var d damage
 		switch {
-		case errors.Is(err, io.EOF):
-			return nil
 		case errors.As(err, &d):
 			h, err := s.examine(ctx, opened, d, r.pos, r.offset, limit, next)
 			if err != nil {
 				return err
 			}
-			if h.err.To > start {
+			if h.err.To > max(start, h.err.From) {
 				return h.err
 			}
 			r = batchScanner{f: opened, pos: h.end, offset: h.err.To, limit: limit}
