@@ -221,22 +221,25 @@ const damageBehind damage = "there are bytes behind the segment's end"
 func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next int64) error {
 	s := r.view.segments[n]
 	i.report.Segments++
-	f, err := s.acquire(max(next, s.header.base))
-	var corrupt *CorruptError
-	switch {
-	case errors.As(err, &corrupt):
-		i.damaged(Damage{CorruptError: *corrupt})
-		return nil
-	case err != nil:
-		return storageError(err)
-	}
-	defer s.log.release()
 	known := n < r.at || r.known && n == r.at && next >= 0
 	limit := s.size
 	if n == r.at && r.known && next < 0 {
 		next, limit = r.frontier.offset, min(limit, r.frontier.pos)
 		known = true
 	}
+	f, err := s.acquire(max(next, s.header.base))
+	var corrupt *CorruptError
+	switch {
+	case errors.As(err, &corrupt):
+		i.damaged(Damage{CorruptError: *corrupt, Tail: !known, Repaired: i.repair})
+		if !i.repair {
+			return nil
+		}
+		return storageError(i.replaceForeign(ctx, s, corrupt))
+	case err != nil:
+		return storageError(err)
+	}
+	defer s.log.release()
 	var header damage
 	bad := errors.As(s.header.check(f, s.log.path, segmentMagic), &header)
 	if bad {
@@ -273,6 +276,20 @@ func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next
 		return nil
 	}
 	return storageError(i.rewrite(ctx, s, f, holes))
+}
+
+// replaceForeign puts a segment without messages in the place of one that belongs elsewhere.
+func (i *inspector) replaceForeign(ctx context.Context, s *segment, corrupt *CorruptError) error {
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	all := hole{
+		place{segmentHeaderSize, corrupt.From}, place{max(s.size, segmentHeaderSize), corrupt.To},
+		damage(corrupt.Reason), slices.Clone(i.before),
+	}
+	return i.rewrite(ctx, s, f, []hole{all})
 }
 
 func (i *inspector) damaged(d Damage) {

@@ -130,6 +130,12 @@ func (r *recovery) recover(ctx context.Context) error {
 	}
 	last := v.segments[len(v.segments)-1]
 	clean := r.at == len(v.segments)-1 && r.frontier.flags&indexClean != 0 && r.frontier.pos == last.size
+	if clean {
+		var err error
+		if clean, err = r.belongs(last); err != nil {
+			return err
+		}
+	}
 	r.frontier.flags = 0
 	v.last = r.frontier
 	l.synced = syncPoint{v.segments[r.at].header.base, v.last}
@@ -157,10 +163,9 @@ func (r *recovery) recover(ctx context.Context) error {
 		l.sealed = true
 	}
 	if l.sealed {
-		if err := l.roll(); err != nil {
+		if err := r.rollBehindLoss(); err != nil {
 			return err
 		}
-		r.view = l.written
 	} else if clean {
 		return nil
 	}
@@ -281,7 +286,37 @@ func (r *recovery) readTail(ctx context.Context) error {
 		s.size = end.pos
 		ending := end
 		s.ending.Store(&ending)
+		r.log.sealed = false // What was lost from it, the next one follows on.
 	}
+}
+
+// rollBehindLoss begins a segment where nothing more may be written to the last one. If that
+// begins at the same offset, of which all is lost, it makes way.
+func (r *recovery) rollBehindLoss() error {
+	l, v := r.log, r.view
+	n := len(v.segments) - 1
+	if n < 0 || v.segments[n].header.base < v.last.offset {
+		err := l.roll()
+		r.view = l.written
+		return err
+	}
+	if err := r.takeOut(v.segments[n]); err != nil {
+		return err
+	}
+	v.segments = v.segments[:n]
+	if n == 0 {
+		err := l.roll()
+		r.view = l.written
+		return err
+	}
+	// Of the one before it no more is known than where it ends.
+	before := v.segments[n-1]
+	ending := before.ending.Load()
+	v.last.pos = before.size
+	err := l.roll()
+	before.ending.Store(ending)
+	r.view = l.written
+	return err
 }
 
 // readSegment reads a segment from end on, which it moves behind the last whole batch. The
@@ -291,21 +326,26 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 	if ctx.Err() != nil {
 		return nil, endOf(ctx)
 	}
-	f, err := s.acquire(max(end.offset, s.header.base))
+	if err := r.trimIndex(s, r.entries, end.pos); err != nil {
+		return nil, err
+	}
+	switch ours, err := r.belongs(s); {
+	case err != nil:
+		return nil, err
+	case !ours && !fresh && r.known:
+		r.loseEnd(s, end)
+		return nil, nil
+	case !ours:
+		end.pos = 0
+		return damageForeign, nil
+	}
+	f, err := s.acquire(end.offset)
 	if err != nil {
 		return nil, err
 	}
 	defer s.log.release()
-	if err := r.trimIndex(s, r.entries, end.pos); err != nil {
-		return nil, err
-	}
 	if !fresh && r.known && s.size < end.pos {
-		// It has lost what was synced. Its offsets are not given again: readers
-		// have seen them.
-		r.log.store.warn.warn("log has lost messages", r.log.name, "log", r.log.name, "file", s.log.path,
-			"size", s.size, "expected", end.pos, "offset", end.offset)
-		end.pos = max(s.size, segmentHeaderSize)
-		r.log.sealed = true
+		r.loseEnd(s, end)
 		return nil, nil
 	}
 	var header damage
@@ -347,6 +387,30 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 			maxTime: max(end.maxTime, next.maxTime()), appendTime: next.appendTime(),
 		}
 	}
+}
+
+// belongs tells whether a segment's file is one of this place in this log: nothing may be
+// written to another.
+func (r *recovery) belongs(s *segment) (bool, error) {
+	_, err := s.acquire(s.header.base)
+	var foreign *CorruptError
+	if errors.As(err, &foreign) {
+		return false, nil
+	}
+	if err == nil {
+		s.log.release()
+	}
+	return err == nil, err
+}
+
+// loseEnd goes on behind a segment that has lost what was synced. Its offsets are not given
+// again: readers have seen them.
+func (r *recovery) loseEnd(s *segment, end *indexEntry) {
+	l := r.log
+	l.store.warn.warn("log has lost messages", l.name, "log", l.name, "file", s.log.path,
+		"size", s.size, "expected", end.pos, "offset", end.offset)
+	end.pos = max(s.size, segmentHeaderSize)
+	l.sealed = true
 }
 
 // bound returns the offset at which the segment behind s begins; -1 if there is none.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -387,7 +388,7 @@ func (r *recoveryRun) changed(match func(path string) bool) bool {
 // open opens the directory as a broker does.
 func (r *recoveryRun) open() error {
 	r.store, r.logs, r.found = nil, make(map[logKey]PartitionLog), make(map[logKey]*recoveryFound)
-	d, err := openDataDir(r.files, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.NewTextHandler(io.Discard, nil))))
+	d, err := openDataDir(r.files, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.NewTextHandler(map[bool]io.Writer{true: os.Stdout, false: io.Discard}[debugDamage], nil))))
 	if err != nil {
 		return err
 	}
@@ -449,6 +450,9 @@ func (r *recoveryRun) walk(key logKey, strict bool) {
 				r.problem("%s: damage is left: %v", key, err)
 			}
 			f.harm = append(f.harm, corrupt)
+			if testing.Verbose() && debugDamage {
+				fmt.Println("HARM", key, offset, corrupt)
+			}
 			offset = corrupt.To
 			continue
 		}
@@ -818,3 +822,5 @@ func TestDamagedDirectories(t *testing.T) {
 	t.Logf("%d recoveries (%.0f a second): %d refused, %d repaired, %d damages met", n, float64(n)/time.Since(began).Seconds(),
 		outcomes.refused.Load(), outcomes.repaired.Load(), outcomes.harm.Load())
 }
+
+var debugDamage = os.Getenv("DBG") != ""

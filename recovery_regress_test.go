@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -59,5 +60,67 @@ func TestEpochEndBesideLostSegment(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, int64(2000), end)
 		require.NoError(t, d.Close())
+	}
+}
+
+// A segment of which all is lost makes way for another at the same offset: removing what is
+// old does not take the new one's file.
+func TestEmptiedLastSegment(t *testing.T) {
+	for _, size := range []int64{0, 10, segmentHeaderSize - 1, segmentHeaderSize} {
+		dir := t.TempDir()
+		fillDataDir(t, dir)
+		d, l := openDamaged(t, dir)
+		require.NoError(t, l.DeleteBefore(t.Context(), 1999))
+		require.NoError(t, l.DeleteBefore(t.Context(), 2000)) // A segment is begun.
+		require.NoError(t, d.Close())
+		segments, err := filepath.Glob(filepath.Join(dir, topicsName, "*", "0", "*"+segmentSuffix))
+		require.NoError(t, err)
+		require.Len(t, segments, 1)
+		require.NoError(t, os.Truncate(segments[0], size))
+		for life := range 3 {
+			d, l = openDamaged(t, dir)
+			require.Equal(t, int64(2000+life*5), appendValues(t, l, 5))
+			require.NoError(t, l.Expire(time.Now()))
+			require.Equal(t, int64(2000+life*5+5), readLog(t, l, 2000, 100))
+			require.NoError(t, d.Close())
+		}
+	}
+}
+
+// A file that belongs elsewhere is not written to, whether it is known what it had or not.
+func TestForeignLastSegment(t *testing.T) {
+	for name, indexed := range map[string]bool{"with its index": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			segments := fillDataDir(t, dir)
+			last := segments[len(segments)-1]
+			other, err := os.ReadFile(segments[0])
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(last, other, 0o600))
+			if !indexed {
+				require.NoError(t, os.Remove(strings.TrimSuffix(last, segmentSuffix)+indexSuffix))
+			}
+			offsets, failures := readable(t, dir)
+			base, ok := parseSegmentName(filepath.Base(last), segmentSuffix)
+			require.True(t, ok)
+			requireCount(t, int(base), offsets)
+			d, l := openDamaged(t, dir)
+			next := appendValues(t, l, 5)
+			if indexed {
+				require.NotEmpty(t, failures)
+				require.Equal(t, int64(2000), next, "what is known to have been is not given again")
+			} else {
+				require.Equal(t, base, next)
+			}
+			require.Equal(t, next+5, readLog(t, l, next, 100))
+			require.NoError(t, d.Close())
+			_, err = RepairDataDir(t.Context(), dir)
+			require.NoError(t, err)
+			report, err := CheckDataDir(t.Context(), dir)
+			require.NoError(t, err)
+			require.Empty(t, report.Damage)
+			_, failures = readable(t, dir)
+			require.Empty(t, failures)
+		})
 	}
 }
