@@ -141,7 +141,7 @@ func (r *recovery) recover(ctx context.Context) error {
 	l.synced = syncPoint{v.segments[r.at].header.base, v.last}
 	l.noted = v.last.pos
 	if clean {
-		l.clean, l.named = v.last, true
+		l.clean, l.named, last.complete = v.last, true, false
 		v.first = v.last.appendTime // Near enough: it bounds the age of what is in the segment.
 		if err := r.trimIndex(last, r.entries, v.last.pos); err != nil {
 			return err

@@ -124,3 +124,31 @@ func TestForeignLastSegment(t *testing.T) {
 		})
 	}
 }
+
+// A segment that was written to in two lives says in its index where it ends, as others do.
+func TestIndexEndsAfterReopening(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		d, l := openDamaged(t, dir)
+		for range 50 {
+			appendValues(t, l, 1)
+		}
+		require.NoError(t, d.Close())
+	}
+	d, l := openDamaged(t, dir)
+	for range 50 {
+		appendValues(t, l, 1)
+	}
+	require.NoError(t, d.Close())
+	indexes, err := filepath.Glob(filepath.Join(dir, topicsName, "*", "0", "*"+indexSuffix))
+	require.NoError(t, err)
+	require.Len(t, indexes, 2)
+	data, err := os.ReadFile(indexes[0])
+	require.NoError(t, err)
+	var e indexEntry
+	require.True(t, e.parse(data[len(data)-indexEntrySize:]))
+	info, err := os.Stat(strings.TrimSuffix(indexes[0], indexSuffix) + segmentSuffix)
+	require.NoError(t, err)
+	require.Equal(t, info.Size(), e.pos)
+	require.Equal(t, uint16(indexSynced), e.flags)
+}
