@@ -357,11 +357,11 @@ func indexSegment(ctx context.Context, s *segment, limit, next int64) ([]indexEn
 			end.offset, end.pos, end.flags = next, max(limit, segmentHeaderSize), indexSynced
 			return append(entries, end), nil
 		case errors.As(err, &d):
-			place, err := resync(ctx, f, place{b.pos, b.offset}, place{limit, next})
+			h, err := s.examine(ctx, f, d, b.pos, b.offset, limit, next)
 			if err != nil {
 				return nil, err
 			}
-			b = batchScanner{f: f, pos: place.pos, offset: place.offset, limit: limit}
+			b = batchScanner{f: f, pos: h.end, offset: h.err.To, limit: limit}
 			continue
 		case err != nil:
 			return nil, err
