@@ -30,6 +30,7 @@ type recoveryTemplate struct {
 	paths  []string // of files that may be damaged
 	config LogConfig
 	logs   map[logKey]*recoveryLog
+	keys   []logKey        // of logs, in order
 	groups []StoredGroup   // as an opening finds them
 	words  map[string]bool // what was ever said of groups: see groupWords
 	served *recoveryRun    // what an opening finds in the logs
@@ -156,9 +157,11 @@ func makeRecoveryTemplate(t testing.TB, name string, how lifeEnd, seed uint64, s
 			m.paths = append(m.paths, path)
 		}
 	}
-	for _, l := range m.logs {
+	for key, l := range m.logs {
 		l.survey(t, m.files)
+		m.keys = append(m.keys, key)
 	}
+	slices.SortFunc(m.keys, func(a, b logKey) int { return strings.Compare(a.String(), b.String()) })
 	m.survey(t)
 	return m
 }
@@ -605,14 +608,13 @@ func (r *recoveryRun) checkGroups() {
 // check reads all that there is.
 func (r *recoveryRun) check(c chooser, strict bool) {
 	known := !r.changed(func(path string) bool { return filepath.Base(path) == topicName })
-	for key, l := range r.template.logs {
+	for _, key := range r.template.keys {
 		if r.logs[key] == nil {
 			if known {
 				r.problem("%s is gone", key)
 			}
 			continue
 		}
-		_ = l
 		r.walk(key, strict)
 		if known && len(r.own) == 0 {
 			r.checkKept(key)
@@ -626,8 +628,9 @@ func (r *recoveryRun) check(c chooser, strict bool) {
 func (r *recoveryRun) goOn(c chooser) {
 	rng := rand.New(rand.NewPCG(uint64(c.IntN(1000)), 2))
 	number := 1000
-	for key, l := range r.logs {
-		if r.template.logs[key] == nil {
+	for _, key := range r.template.keys {
+		l := r.logs[key]
+		if l == nil {
 			continue
 		}
 		r.own[key] = make(map[int64]batch)
