@@ -73,6 +73,8 @@ func readJSON(files fileSystem, path string, value any) error {
 	switch {
 	case crc32.Checksum(sealed.Data, castagnoli) != sealed.CRC:
 		return corrupt("checksum is wrong")
+	case sealed.Format < 1:
+		return corrupt("it names no format")
 	case sealed.Format != dataFormat:
 		return fmt.Errorf("%w: %s has format %d, known is %d", ErrUnsupported, path, sealed.Format, dataFormat)
 	}

@@ -362,6 +362,13 @@ func indexSegment(ctx context.Context, s *segment, limit, next int64) ([]indexEn
 				return nil, err
 			}
 			b = batchScanner{f: f, pos: h.end, offset: h.err.To, limit: limit}
+			if h.end < limit {
+				// Those who read find by this entry where batches go on.
+				entry := end
+				entry.offset, entry.pos = b.offset, b.pos
+				entries = append(entries, entry)
+				indexed = b.pos
+			}
 			continue
 		case err != nil:
 			return nil, err

@@ -63,6 +63,8 @@ type recovery struct {
 	frontier indexEntry
 	known    bool  // there is one
 	entries  int64 // of that index, up to the frontier
+
+	lost *segment // has lost what was synced; nothing more may be written to it
 }
 
 // collect finds the log's segments, and clears away what was never finished.
@@ -160,6 +162,9 @@ func (r *recovery) recover(ctx context.Context) error {
 	if v.last.offset < v.start {
 		// What was deleted has been lost: its offsets are not given again.
 		v.last.offset = v.start
+		l.sealed = true
+	}
+	if n := len(v.segments); n > 0 && v.segments[n-1] == r.lost {
 		l.sealed = true
 	}
 	if l.sealed {
@@ -286,7 +291,6 @@ func (r *recovery) readTail(ctx context.Context) error {
 		s.size = end.pos
 		ending := end
 		s.ending.Store(&ending)
-		r.log.sealed = false // What was lost from it, the next one follows on.
 	}
 }
 
@@ -410,7 +414,7 @@ func (r *recovery) loseEnd(s *segment, end *indexEntry) {
 	l.store.warn.warn("log has lost messages", l.name, "log", l.name, "file", s.log.path,
 		"size", s.size, "expected", end.pos, "offset", end.offset)
 	end.pos = max(s.size, segmentHeaderSize)
-	l.sealed = true
+	r.lost = s
 }
 
 // bound returns the offset at which the segment behind s begins; -1 if there is none.

@@ -738,7 +738,12 @@ func (r *recoveryRun) repair(c chooser, outcomes *recoveryOutcomes) {
 			}
 		}
 	}
-	if _, err = inspectDataDir(ctx, r.files, labDir, true); err != nil {
+	_, err = inspectDataDir(ctx, r.files, labDir, true)
+	if errors.Is(err, ErrUnsupported) {
+		r.refused(err) // The format of a file may be what is damaged; it is not guessed.
+		return
+	}
+	if err != nil {
 		r.problem("repair: %v", err)
 		return
 	}

@@ -152,3 +152,20 @@ func TestIndexEndsAfterReopening(t *testing.T) {
 	require.Equal(t, info.Size(), e.pos)
 	require.Equal(t, uint16(indexSynced), e.flags)
 }
+
+// What has lost its end is not written to, also if a segment that was begun behind it is
+// lost with it.
+func TestLostEndBeforeTornSegment(t *testing.T) {
+	dir := t.TempDir()
+	segments := fillDataDir(t, dir)
+	last := segments[len(segments)-1]
+	next := filepath.Join(filepath.Dir(last), "00000000000000002000"+segmentSuffix)
+	require.NoError(t, os.WriteFile(next, make([]byte, 39), 0o600))
+	damageFile(t, last, func(b []byte) []byte { return b[:len(b)-10] })
+	for life := range 2 {
+		d, l := openDamaged(t, dir)
+		require.Equal(t, int64(2000+5*life), appendValues(t, l, 5))
+		require.Equal(t, int64(2005+5*life), readLog(t, l, 2000, 100))
+		require.NoError(t, d.Close())
+	}
+}
