@@ -64,13 +64,10 @@ func openBenchDir(tb testing.TB, files fileSystem, dir string, policy SyncPolicy
 func openPartitions(tb testing.TB, d *dataDir, topic StoredTopic, segmentBytes int64) []PartitionLog {
 	tb.Helper()
 	logs := make([]PartitionLog, topic.Partitions)
-	for i := range logs {
-		l, err := d.OpenPartition(tb.Context(), topic, int32(i), LogConfig{SegmentBytes: segmentBytes}, func() {})
-		if err != nil {
-			require.NoError(tb, err)
-		}
-		logs[i] = l
-	}
+	require.NoError(tb, inParallel(len(logs), opensAtOnce, func(i int) (err error) {
+		logs[i], err = d.OpenPartition(tb.Context(), topic, int32(i), LogConfig{SegmentBytes: segmentBytes}, func() {})
+		return err
+	}))
 	return logs
 }
 

@@ -177,7 +177,7 @@ func (s sparseTopic) String() string {
 	return fmt.Sprintf("%.4gGiB/partitions=%d/%s", gib, s.partitions, state)
 }
 
-// BenchmarkLogOpen opens all logs of a data directory, one after the other, as a broker
+// BenchmarkLogOpen opens all logs of a data directory, a few at a time, as a broker
 // does when it starts, after a clean end and after one that left 64 MiB behind the
 // frontiers. What is read is in the system's memory.
 //
