@@ -250,11 +250,22 @@ func likeHead(b []byte) bool {
 		crc32.Checksum(b[:batchHeadCRCAt], castagnoli) == binary.BigEndian.Uint32(b[batchHeadCRCAt:])
 }
 
-// wholeAt tells whether a whole batch begins at a place.
-func (s *segment) wholeAt(f file, p place, limit int64) bool {
-	one := batchScanner{f: f, pos: p.pos, offset: p.offset, limit: limit}
-	_, err := one.next()
-	return err == nil
+// placed tells whether an entry of the index, or one that soon follows on it, says where a
+// batch begins: not, if bytes are gone before it or have been put in.
+func (s *segment) placed(f file, e place, limit int64) bool {
+	const most = 8 // What is damaged there may be a batch itself.
+	for range most {
+		var head [batchHeaderSize]byte
+		if _, err := f.ReadAt(head[:], e.pos); err == nil && likeHead(head[:]) && batch(head[:]).baseOffset() == e.offset {
+			return true
+		}
+		next, ok, err := s.index.after(e.pos)
+		if err != nil || !ok || next.pos >= limit {
+			return false
+		}
+		e = place{next.pos, next.offset}
+	}
+	return false
 }
 
 // retire closes the segment's files once nobody uses them.
@@ -326,7 +337,7 @@ func (s *segment) examine(ctx context.Context, f file, cause error, pos, offset,
 		end = place{e.pos, e.offset}
 	}
 	end, err := resync(ctx, f, from, end)
-	if err == nil && end.pos < limit && !s.wholeAt(f, end, limit) {
+	if err == nil && end.pos < limit && !s.placed(f, end, limit) {
 		// What the index says is not so: bytes are gone, or have been put in.
 		var found place
 		if found, err = resync(ctx, f, from, place{limit, next}); found.pos < limit {

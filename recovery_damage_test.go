@@ -571,7 +571,7 @@ type recoveryOutcomes struct{ refused, harm, repaired atomic.Int64 }
 // seed it begins; each is one seed, so that one that fails can be tried again alone.
 func TestDamagedDirectories(t *testing.T) {
 	templates := recoveryTemplates(t)
-	count, first := envCount(t, "ROBUST_DAMAGES", 1500), envCount(t, "ROBUST_SEED", 1)
+	count, first := envCount(t, "ROBUST_DAMAGES", 300), envCount(t, "ROBUST_SEED", 1)
 	var (
 		outcomes recoveryOutcomes
 		next     atomic.Int64

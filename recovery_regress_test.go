@@ -169,3 +169,33 @@ func TestLostEndBeforeTornSegment(t *testing.T) {
 		require.NoError(t, d.Close())
 	}
 }
+
+// What stands between two damages is read, also when the log has grown behind them.
+func TestReadBetweenDamages(t *testing.T) {
+	dir := t.TempDir()
+	d, l := openDamaged(t, dir)
+	l.Configure(LogConfig{SegmentBytes: 1 << 20})
+	value := make([]byte, 5000)
+	for range 20 {
+		appendRaw(t, l, appendBatch(nil, &Message{Value: value}))
+	}
+	require.NoError(t, d.Close())
+	segments, err := filepath.Glob(filepath.Join(dir, topicsName, "*", "0", "*"+segmentSuffix))
+	require.NoError(t, err)
+	data, err := os.ReadFile(strings.TrimSuffix(segments[0], segmentSuffix) + indexSuffix)
+	require.NoError(t, err)
+	var e indexEntry
+	require.True(t, e.parse(data[segmentHeaderSize:segmentHeaderSize+indexEntrySize]))
+	damageFile(t, segments[0], func(b []byte) []byte { return flip(int(e.pos) + 100)(flip(segmentHeaderSize + 100)(b)) })
+	d, l = openDamaged(t, dir)
+	l.Configure(LogConfig{SegmentBytes: 1 << 20})
+	appendRaw(t, l, appendBatch(nil, &Message{Value: value}))
+	_, err = l.Read(t.Context(), 0, 1)
+	var corrupt *CorruptError
+	require.ErrorAs(t, err, &corrupt)
+	require.LessOrEqual(t, corrupt.To, e.offset)
+	r, err := l.Read(t.Context(), e.offset+1, 1)
+	require.NoError(t, err)
+	r.Release()
+	require.NoError(t, d.Close())
+}
