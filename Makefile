@@ -88,8 +88,8 @@ torture-history: ## compare what brokers answer, killed and cut off, with a log,
 # Of power failures and faults there are RUNS/20 and all there can be. No race detector: the
 # log's own goroutines are few, and each run is to be short.
 torture-files: ## damage RUNS data directories, and have power and disks fail
-	ROBUST_RECOVERIES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all \
-		$(GO) test -count 1 -timeout 0 -v -run '^(TestRecoveryFuzz|TestPowerLoss|TestStorageFaults)$$' .
+	ROBUST_DAMAGES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all \
+		$(GO) test -count 1 -timeout 0 -v -run '^(TestDamagedDirectories|TestPowerLoss|TestStorageFaults)$$' .
 
 api: ## record the exported API in testdata/api.txt
 	$(GO) test -run '^TestAPI$$' -update-api .

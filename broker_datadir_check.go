@@ -286,7 +286,8 @@ func (i *inspector) replaceForeign(ctx context.Context, s *segment, corrupt *Cor
 	}
 	defer s.out.release()
 	all := hole{
-		place{segmentHeaderSize, corrupt.From}, place{max(s.size, segmentHeaderSize), corrupt.To},
+		place{segmentHeaderSize, corrupt.From},
+		place{max(s.size, segmentHeaderSize), corrupt.To},
 		damage(corrupt.Reason), slices.Clone(i.before),
 	}
 	return i.rewrite(ctx, s, f, []hole{all})

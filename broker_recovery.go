@@ -131,12 +131,9 @@ func (r *recovery) recover(ctx context.Context) error {
 		v.start = base
 	}
 	last := v.segments[len(v.segments)-1]
-	clean := r.at == len(v.segments)-1 && r.frontier.flags&indexClean != 0 && r.frontier.pos == last.size
-	if clean {
-		var err error
-		if clean, err = r.belongs(last); err != nil {
-			return err
-		}
+	clean, err := r.wasClosed(last)
+	if err != nil {
+		return err
 	}
 	r.frontier.flags = 0
 	v.last = r.frontier
@@ -175,6 +172,14 @@ func (r *recovery) recover(ctx context.Context) error {
 		return nil
 	}
 	return r.sync()
+}
+
+// wasClosed tells whether the log ends where it was closed.
+func (r *recovery) wasClosed(last *segment) (bool, error) {
+	if r.at != len(r.view.segments)-1 || r.frontier.flags&indexClean == 0 || r.frontier.pos != last.size {
+		return false, nil
+	}
+	return r.belongs(last)
 }
 
 // look finds the segments and the frontier, and changes nothing.

@@ -2,7 +2,6 @@ package robust
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -71,7 +70,7 @@ func makeRecoveryTemplate(t testing.TB, name string, how lifeEnd, seed uint64, s
 	if size > 1000 {
 		topics = topics[1:]
 	}
-	ctx := context.Background()
+	ctx := t.Context()
 	number := 0
 	for life := range 3 {
 		d, err := openDataDir(files, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.DiscardHandler)))
@@ -215,7 +214,7 @@ func (m *recoveryTemplate) survey(t testing.TB) {
 	for key := range r.logs {
 		r.walk(key, false)
 	}
-	m.groups, _ = r.store.Groups(context.Background())
+	m.groups, _ = r.store.Groups(t.Context())
 	require.NoError(t, r.store.Close())
 	require.Empty(t, r.problems)
 	for key := range m.logs {
