@@ -186,7 +186,9 @@ func TestReadBetweenDamages(t *testing.T) {
 	require.NoError(t, err)
 	var e indexEntry
 	require.True(t, e.parse(data[segmentHeaderSize:segmentHeaderSize+indexEntrySize]))
-	damageFile(t, segments[0], func(b []byte) []byte { return flip(int(e.pos) + 100)(flip(segmentHeaderSize + 100)(b)) })
+	damageFile(t, segments[0], func(b []byte) []byte {
+		return flip(int(e.pos) + 100)(flip(int(e.pos) - 100)(flip(segmentHeaderSize + 100)(b)))
+	})
 	d, l = openDamaged(t, dir)
 	l.Configure(LogConfig{SegmentBytes: 1 << 20})
 	appendRaw(t, l, appendBatch(nil, &Message{Value: value}))
