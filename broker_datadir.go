@@ -55,9 +55,9 @@ type dataDir struct {
 	logs   map[*diskLog]struct{}
 	closed bool
 
-	// deleted has the IDs of topics, by name, that are gone, but might be back after a
-	// power failure, or whose offsets would; it belongs to whoever has changing.
-	deleted map[string]string
+	// deleted has topics, by name, that are gone, but might be back after a power failure,
+	// or whose offsets would; it belongs to whoever has changing.
+	deleted map[string]deletedTopic
 }
 
 // storedTopicDir is a topic and where it is.
@@ -65,6 +65,9 @@ type storedTopicDir struct {
 	topic StoredTopic
 	dir   string
 }
+
+// deletedTopic is a topic in the trash.
+type deletedTopic struct{ id, trash string }
 
 // openDataDir opens a data directory, which is made if it is not there.
 func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) (*dataDir, error) {
@@ -81,7 +84,7 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 		store: newLogStore(files, policy, warn), dir: dir, held: held,
 		done: make(chan struct{}), changing: make(chan struct{}, 1),
 		topics: make(map[string]*storedTopicDir), logs: make(map[*diskLog]struct{}),
-		deleted: make(map[string]string),
+		deleted: make(map[string]deletedTopic),
 	}
 	d.store.running.Go(func() { d.store.run(d.done) })
 	if err := d.load(); err != nil {
@@ -156,6 +159,12 @@ func (d *dataDir) load() error {
 	leftovers, err := files.list(trash)
 	if err != nil {
 		return storageError(err)
+	}
+	if len(leftovers) > 0 {
+		// A directory that comes back is to have all its files.
+		if err := files.syncDir(root); err != nil {
+			return storageError(err)
+		}
 	}
 	for _, info := range leftovers {
 		d.empty(filepath.Join(trash, info.name))
@@ -310,8 +319,7 @@ func (d *dataDir) DeleteTopic(ctx context.Context, name string) error {
 			d.mu.Lock()
 			delete(d.topics, name)
 			d.mu.Unlock()
-			d.deleted[name] = t.topic.ID
-			defer d.empty(trash)
+			d.deleted[name] = deletedTopic{t.topic.ID, trash}
 		}
 		return d.finishDeletion(context.WithoutCancel(ctx), name)
 	})
@@ -332,13 +340,15 @@ func (d *dataDir) moveAway(dir, to string) error {
 // finishDeletion makes sure that a topic does not come back, nor what groups have
 // committed for it.
 func (d *dataDir) finishDeletion(ctx context.Context, name string) error {
-	id, ok := d.deleted[name]
+	t, ok := d.deleted[name]
 	if !ok {
 		return nil
 	}
 	err := d.store.files.syncDir(filepath.Join(d.dir, topicsName))
 	if err == nil {
-		err = d.groups.forgetTopic(ctx, id)
+		// Not before: a directory that comes back is to have all its files.
+		d.empty(t.trash)
+		err = d.groups.forgetTopic(ctx, t.id)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: the topic is deleted, but may come back after a power failure: %w", ErrStorage, err)

@@ -175,6 +175,9 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		i.report.Partitions++
 	}
 	if i.repair {
+		if err := i.remakeStart(dir); err != nil {
+			return err
+		}
 		l, err := openLog(ctx, i.store, dir, name, h, LogConfig{SegmentBytes: math.MaxInt32}, logEvents{})
 		if err == nil {
 			err = l.Close()
@@ -202,6 +205,30 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		}
 	}
 	return nil
+}
+
+// remakeStart has a log whose start is not known begin with what is there.
+func (i *inspector) remakeStart(dir string) error {
+	path := filepath.Join(dir, startName)
+	infos, err := i.files.list(dir)
+	if err != nil {
+		return storageError(err)
+	}
+	aside, first := false, int64(-1)
+	for _, info := range infos {
+		switch base, ok := parseSegmentName(info.name, segmentSuffix); {
+		case info.name == startName:
+			return nil
+		case info.name == startName+damagedSuffix:
+			aside = true
+		case ok && first < 0:
+			first = base // They come in order.
+		}
+	}
+	if !aside || first <= 0 {
+		return nil
+	}
+	return storageError(replaceJSON(i.files, path, storedStart{first}))
 }
 
 // hole is a damaged part of a segment, from one place to another. before is the batch in

@@ -175,6 +175,7 @@ func newFetchedMessages(req *fetchRequest, maxFrame int) *fetchedMessages {
 	if f.maxBytes <= 0 {
 		f.maxBytes = defaultFetchBytes
 	}
+	f.maxBytes = min(f.maxBytes, f.frame)
 	if f.maxMessages <= 0 {
 		f.maxMessages = defaultFetchMessages
 	}

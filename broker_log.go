@@ -38,8 +38,10 @@ type diskLog struct {
 	syncing chan struct{}
 	synced  syncPoint
 	noted   int64
-	named   bool       // the name of the directory has reached stable storage
-	clean   indexEntry // the log's end when it was opened, if that is in its index
+	named   bool // the name of the directory has reached stable storage
+	// doubtful: a sync has failed; the next who opens the log is to look at its end.
+	doubtful bool
+	clean    indexEntry // the log's end when it was opened, if that is in its index
 
 	mu      sync.Mutex // guards the following; not held across I/O
 	queue   []*logJob
@@ -138,8 +140,11 @@ func newLogStore(files fileSystem, policy SyncPolicy, warn *warner) *logStore {
 // markDirty has a log synced when its time has come.
 func (s *logStore) markDirty(l *diskLog) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.dirty[l] = struct{}{}
+	s.mu.Unlock()
+	if s.hungry.Load() > 0 {
+		signal(s.kick)
+	}
 }
 
 // syncSoon has a log synced as soon as it is its turn.

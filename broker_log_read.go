@@ -53,7 +53,12 @@ func (l *diskLog) read(ctx context.Context, v *logView, i int, offset int64, max
 	var w readWindow
 	for {
 		// From pos on, where a batch begins at offset at.
-		if err := w.load(l.store, f, pos, max(0, min(want, limit-pos))); err != nil {
+		size := max(0, min(want, limit-pos))
+		err := w.load(l.store, f, pos, size)
+		if err == nil && ctx.Err() != nil {
+			err = endOf(ctx)
+		}
+		if err != nil {
 			w.release(l.store)
 			return LogRead{}, err
 		}
@@ -64,6 +69,9 @@ func (l *diskLog) read(ctx context.Context, v *logView, i int, offset int64, max
 		}
 		pos, at = w.pos+int64(w.to), w.next
 		want = max(need, int64(maxBytes))
+		if int64(len(w.data)) < size && fault == nil && w.pos+int64(len(w.data)) < pos+need {
+			fault = damage("the file is shorter than it was")
+		}
 		if fault == nil && need <= limit-pos {
 			continue
 		}

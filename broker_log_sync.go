@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -194,6 +195,7 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 		return nil
 	})
 	l.answerSynced(w)
+	l.doubtful = true
 	from := l.synced.at.offset
 	if always {
 		l.store.warn.warn("sync failed; what was not acknowledged is given up", l.name, "log", l.name, "file", s.log.path, "error", cause)
@@ -223,7 +225,10 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 func (l *diskLog) cutUnsyncedLocked() {
 	w := *l.written
 	keep := 0
-	for keep < len(w.segments) && w.segments[keep].header.base < l.synced.at.offset {
+	for _, s := range w.segments {
+		if s.header.base >= l.synced.at.offset && (s.header.base != l.synced.segment || !s.linked) {
+			break
+		}
 		keep++
 	}
 	l.refused = append(l.refused, w.segments[keep:]...)
@@ -235,7 +240,8 @@ func (l *diskLog) cutUnsyncedLocked() {
 	} else {
 		s := w.segments[keep-1]
 		if s.header.base != l.synced.segment {
-			w.last = *s.ending.Load() // The segment behind it had nothing in it.
+			// The segment behind it had nothing in it.
+			w.last.pos, w.last.maxTime = s.size, math.MaxInt64 // Which may be less.
 		}
 		s.index.cut(w.last.pos)
 		s.ending.Store(nil)
@@ -273,7 +279,7 @@ func (l *diskLog) Close() error {
 		w, refused = l.written, l.refused
 		return nil
 	})
-	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean {
+	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean && !l.doubtful {
 		s, end := w.segments[n-1], w.last
 		end.flags = indexSynced | indexClean
 		s.index.add(end)

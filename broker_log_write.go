@@ -381,8 +381,20 @@ func (l *diskLog) rollBehind(last indexEntry) error {
 	return storageError(l.roll())
 }
 
-// roll begins a segment at the log's end.
+// roll begins a segment at the log's end. One in which there is nothing will do, unless it
+// is sealed; then it makes way, since the other has the same name.
 func (l *diskLog) roll() error {
+	v := *l.written
+	if n := len(v.segments); n > 0 && v.segments[n-1].header.base == v.last.offset {
+		if !l.sealed {
+			return nil
+		}
+		if !slices.Contains(l.refused, v.segments[n-1]) {
+			l.refused = append(l.refused, v.segments[n-1])
+		}
+		l.torn = false // What it was goes with its segment.
+		v.segments = v.segments[:n-1]
+	}
 	if err := l.removeRest(); err != nil {
 		return err
 	}
@@ -392,7 +404,6 @@ func (l *diskLog) roll() error {
 		}
 		l.made = true
 	}
-	v := *l.written
 	h := l.header
 	h.base = v.last.offset
 	s := newSegment(l.store.cache, l.dir, h)
@@ -404,7 +415,7 @@ func (l *diskLog) roll() error {
 	}
 	s.index.count = 0
 	caughtUp := l.visible.Load().last == v.last
-	if n := len(v.segments); n > 0 {
+	if n := len(v.segments); n > 0 && n == len(l.written.segments) {
 		old, ending := v.segments[n-1], v.last
 		old.size = ending.pos
 		old.ending.Store(&ending)

@@ -154,6 +154,11 @@ func (r *recovery) recover(ctx context.Context) error {
 		if err := r.readTail(ctx); err != nil {
 			return err
 		}
+		// What was taken out must not come back behind what is appended now, and the names
+		// of what is there may have been made just before a crash.
+		if err := l.syncName(); err != nil {
+			return err
+		}
 	}
 	l.epoch = max(l.epoch, v.last.epoch+1)
 	if v.last.offset < v.start {
@@ -520,7 +525,7 @@ func (r *recovery) takeAllOut() error {
 		}
 	}
 	v.segments = nil
-	return nil
+	return r.log.syncName()
 }
 
 // takeOut takes a segment out of the log that cannot follow on what is left. Its file
