@@ -139,11 +139,12 @@ func (d *dataDir) load() error {
 		}
 		t, err := readTopic(files, dir)
 		if errors.Is(err, os.ErrNotExist) {
-			if _, err := isUnfinished(files, dir); err != nil {
-				return err
+			unfinished, err := isUnfinished(files, dir)
+			if err == nil && unfinished {
+				err = storageError(removeAll(files, dir))
 			}
-			if err := removeAll(files, dir); err != nil {
-				return storageError(err)
+			if err != nil {
+				return err
 			}
 			continue
 		}
@@ -185,19 +186,25 @@ func readTopic(files fileSystem, dir string) (t StoredTopic, err error) {
 	return t, nil
 }
 
-// isUnfinished tells whether the directory of a topic without a description is that of one
-// that was being made, of which nobody has heard. The error is a CorruptError if it is not.
+// isUnfinished tells whether a directory without the description of a topic is that of one
+// that was being made, of which nobody has heard. The error is a CorruptError if it is that of
+// a topic with messages. Anything else is somebody else's.
 func isUnfinished(files fileSystem, dir string) (bool, error) {
 	infos, err := files.list(dir)
 	if err != nil {
 		return false, storageError(err)
 	}
+	if !strings.Contains(filepath.Base(dir), "@") {
+		return false, nil
+	}
+	ours := true
 	for _, info := range infos {
+		ours = ours && info.name == topicName+temporarySuffix
 		if info.dir {
 			return false, &CorruptError{File: filepath.Join(dir, topicName), From: -1, To: -1, Reason: "there are messages of a topic that nothing describes"}
 		}
 	}
-	return true, nil
+	return ours, nil
 }
 
 func (d *dataDir) topicIDs() map[string]bool {

@@ -136,8 +136,8 @@ func (i *inspector) inspectTopic(ctx context.Context, dir string) error {
 		if unfinished, err = isUnfinished(i.files, dir); unfinished && i.repair {
 			return storageError(removeAll(i.files, dir))
 		}
-		if unfinished {
-			return nil // The broker clears it away.
+		if err == nil {
+			return nil // The broker clears it away, or it is somebody else's.
 		}
 	}
 	var corrupt *CorruptError

@@ -59,13 +59,15 @@ func (c *cachedFile) acquire(flag int) (file, error) {
 	cache.mu.Unlock()
 	closeAll(victims)
 	f, err := c.openChecked(flag)
+	var unused file
+	defer func() { closeAll([]file{unused}) }()
 	cache.mu.Lock()
 	defer cache.mu.Unlock()
 	switch {
 	case err != nil:
 		cache.open--
 		c.refs--
-		c.restLocked()
+		unused = c.restLocked()
 		return nil, err
 	case c.f != nil:
 		// Somebody else has opened it meanwhile.

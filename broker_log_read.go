@@ -214,29 +214,45 @@ func (l *diskLog) endingOf(ctx context.Context, v *logView, i int) (*indexEntry,
 	return &e, nil
 }
 
-func (l *diskLog) OffsetAt(ctx context.Context, timestamp int64) (int64, error) {
-	if l.ended.Load() {
-		return 0, ErrClosed
-	}
-	v := l.visible.Load()
-	for i, s := range v.segments {
-		e, err := l.endingOf(ctx, v, i)
-		if err != nil {
-			return 0, storageError(err)
+// search runs f, which looks for an offset, again where retention has overtaken it.
+func (l *diskLog) search(f func(v *logView) (int64, error)) (int64, error) {
+	for {
+		if l.ended.Load() {
+			return 0, ErrClosed
 		}
-		if v.next(i) <= v.start || e.maxTime < timestamp {
+		v := l.visible.Load()
+		offset, err := f(v)
+		switch {
+		case errors.Is(err, os.ErrNotExist) && l.visible.Load() != v:
 			continue
+		case err != nil && l.ended.Load():
+			return 0, ErrClosed
 		}
-		before, err := l.entryBefore(ctx, s, func(e *indexEntry) bool { return e.maxTime < timestamp })
-		if err != nil {
-			return 0, storageError(err)
-		}
-		offset, ok, err := l.offsetAt(ctx, v, i, before, timestamp)
-		if err != nil || ok {
-			return offset, storageError(err)
-		}
+		return offset, storageError(err)
 	}
-	return v.last.offset, nil
+}
+
+func (l *diskLog) OffsetAt(ctx context.Context, timestamp int64) (int64, error) {
+	return l.search(func(v *logView) (int64, error) {
+		for i, s := range v.segments {
+			e, err := l.endingOf(ctx, v, i)
+			if err != nil {
+				return 0, err
+			}
+			if v.next(i) <= v.start || e.maxTime < timestamp {
+				continue
+			}
+			before, err := l.entryBefore(ctx, s, func(e *indexEntry) bool { return e.maxTime < timestamp })
+			if err != nil {
+				return 0, err
+			}
+			offset, ok, err := l.offsetAt(ctx, v, i, before, timestamp)
+			if err != nil || ok {
+				return offset, err
+			}
+		}
+		return v.last.offset, nil
+	})
 }
 
 // offsetAt looks for the first record from a place on whose time is timestamp or later.
@@ -262,10 +278,10 @@ func (l *diskLog) offsetAt(ctx context.Context, v *logView, i int, from indexEnt
 }
 
 func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
-	if l.ended.Load() {
-		return 0, ErrClosed
-	}
-	v := l.visible.Load()
+	return l.search(func(v *logView) (int64, error) { return l.epochEnd(ctx, v, epoch) })
+}
+
+func (l *diskLog) epochEnd(ctx context.Context, v *logView, epoch int32) (int64, error) {
 	if v.last.epoch <= epoch || len(v.segments) == 0 {
 		return v.last.offset, nil
 	}
@@ -275,7 +291,7 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 	for ; i > 0; i-- {
 		e, err := l.endingOf(ctx, v, i-1)
 		if err != nil {
-			return 0, storageError(err)
+			return 0, err
 		}
 		if 0 < e.epoch && e.epoch <= epoch {
 			break // Of a segment that is damaged from end to end nothing is known.
@@ -284,7 +300,7 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 	for end := int64(-1); i < len(v.segments); i++ {
 		before, err := l.entryBefore(ctx, v.segments[i], func(e *indexEntry) bool { return e.epoch <= epoch })
 		if err != nil {
-			return 0, storageError(err)
+			return 0, err
 		}
 		err = v.segments[i].scan(ctx, before, v.size(i), v.next(i), v.start, func(b batch) (bool, error) {
 			if b.epoch() > epoch {
@@ -293,7 +309,7 @@ func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
 			return end < 0, nil
 		})
 		if err != nil || end >= 0 {
-			return max(end, v.start), storageError(err)
+			return max(end, v.start), err
 		}
 	}
 	return v.last.offset, nil

@@ -318,3 +318,52 @@ func TestFailedSyncOfName(t *testing.T) {
 	}
 	require.Zero(t, bad)
 }
+
+// Retention may remove what a search by time looks at.
+func TestOffsetAtOvertakenByRetention(t *testing.T) {
+	m := newMemFiles(1)
+	require.NoError(t, m.mkdir("/data"))
+	c := LogConfig{SegmentBytes: 1000}
+	l := openLossLog(t, lossStore(m, SyncAlways), c)
+	for range 30 {
+		require.NoError(t, appendOne(l, AcksSynced).Err)
+	}
+	require.NoError(t, l.Close())
+	l = openLossLog(t, lossStore(m, SyncAlways), c)
+	once := false
+	m.setFault(func(op fileOp) fault {
+		if !once && op.kind == "open" && strings.HasSuffix(op.path, "00000.index") {
+			once = true
+			require.NoError(t, l.DeleteBefore(t.Context(), 20))
+		}
+		return fault{}
+	})
+	_, err := l.OffsetAt(t.Context(), 1)
+	require.NoError(t, err)
+}
+
+// What somebody has put beside the topics is left alone.
+func TestForeignDirectoryIsKept(t *testing.T) {
+	m := newMemFiles(1)
+	require.NoError(t, m.mkdir("/data"))
+	open := func() *dataDir {
+		d, err := openDataDir(m, "/data", SyncAlways, newWarner(slog.New(slog.DiscardHandler)))
+		require.NoError(t, err)
+		return d
+	}
+	require.NoError(t, open().Close())
+	for _, dir := range []string{"lost+found", "copy@home", "half@1"} {
+		require.NoError(t, m.mkdir("/data/topics/"+dir))
+	}
+	m.put("/data/topics/lost+found/mine", []byte("x"))
+	m.put("/data/topics/copy@home/mine", []byte("x"))
+	m.put("/data/topics/half@1/topic.json.tmp", []byte("x"))
+	require.NoError(t, open().Close())
+	require.NotNil(t, m.content("/data/topics/lost+found/mine"))
+	require.NotNil(t, m.content("/data/topics/copy@home/mine"))
+	require.Nil(t, m.content("/data/topics/half@1/topic.json.tmp"))
+	report, err := inspectDataDir(t.Context(), m, "/data", true)
+	require.NoError(t, err)
+	require.Empty(t, report.Damage)
+	require.NotNil(t, m.content("/data/topics/copy@home/mine"))
+}
