@@ -452,3 +452,29 @@ func TestGroupAssignorThatHangs(t *testing.T) {
 		require.Equal(t, began, time.Now())
 	})
 }
+
+// A member that leaves hears nothing of its last heartbeat, which the broker answers before
+// the leave is confirmed: it was reported as a failure of the group.
+func TestGroupLeaveIsNoFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(nil), answers(func(f proxiedFrame) verdict {
+				if f.kind == requestLeaveGroup {
+					return f.late(time.Second)
+				}
+				return f.pass()
+			})
+		})
+		r := newRig(t)
+		m := r.consumeWith(proxy.dial, "a", nil)
+		after(time.Second)
+		require.Equal(t, map[string]int{"a": 1}, r.shares())
+		require.NoError(t, m.stop())
+		select {
+		case err := <-m.group.Errors():
+			require.NoError(t, err)
+		default:
+		}
+	})
+}

@@ -217,7 +217,7 @@ func (s *Session) heartbeats() {
 				continue
 			}
 			urgent = 0
-		case s.io.Err() != nil:
+		case s.io.Err() != nil, s.leaving.Load() && errors.Is(err, ErrUnknownMember):
 			return
 		case errors.Is(err, ErrUnsupported), errors.Is(err, ErrRebalanced):
 			// It is asked for the assignment instead.
