@@ -31,6 +31,8 @@ const (
 	// maxAppends is how many produces of one connection wait for the storage at a
 	// time before no more of its requests are read.
 	maxAppends = 4096
+	// maxBodies is likewise for requests with bodies.
+	maxBodies = 8
 )
 
 // brokerConn serves one connection. serve reads and answers requests in the order
@@ -48,6 +50,7 @@ type brokerConn struct {
 	done    chan struct{}  // closed when serve stops reading
 	held    sync.WaitGroup // goroutines of what is held or answered later, and appends under way
 	appends chan struct{}  // holds a token for each append under way
+	bodies  chan struct{}  // holds a token for each request with a body under way
 	// answering holds a token while something that was held is answered.
 	answering chan struct{}
 	grouping  chan groupJob // requests about groups, in order; nil before the first
@@ -80,6 +83,7 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 		out:       newFrameWriter(nc, writeTimeout),
 		done:      make(chan struct{}),
 		appends:   make(chan struct{}, maxAppends),
+		bodies:    make(chan struct{}, maxBodies),
 		answering: make(chan struct{}, 1),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -131,6 +135,12 @@ func (c *brokerConn) read() (fault error, told bool) {
 			c.reply(c.place(&req), req.form, req.id, &plainResponse{}, fmt.Errorf("%w: not a request: %s", ErrInvalidRequest, trimPrefix(err)))
 			continue
 		}
+		if req.body >= 0 || req.kind == requestProduceBatch {
+			if fault, gone := c.handleBody(&req); fault != nil || gone {
+				return fault, false
+			}
+			continue
+		}
 		refusal := c.handle(&req)
 		if errors.Is(refusal, ErrMalformed) && !json.Valid(frame) {
 			return refusal, true // What follows cannot be trusted.
@@ -142,6 +152,26 @@ func (c *brokerConn) read() (fault error, told bool) {
 			return nil, false //nolint:nilerr // the peer is gone, there is nobody to tell
 		}
 	}
+}
+
+// handleBody answers a request that bytes follow, after reading them. gone tells that the
+// peer is, fault that what it sends cannot be read on.
+func (c *brokerConn) handleBody(req *wireRequest) (fault error, gone bool) {
+	if err := checkBody(req.body, c.in.limit); err != nil {
+		return err, false
+	}
+	if req.kind != requestProduceBatch || req.form != ProtocolV1 || req.body < 0 {
+		slot, form, id := c.place(req), req.form, req.id
+		err := fmt.Errorf("%w: %s with a body of %d bytes", ErrInvalidRequest, req.kind, req.body)
+		if req.body > 0 {
+			if err := c.in.skipBody(req.body); err != nil {
+				return c.readFault(err), true
+			}
+		}
+		c.reply(slot, form, id, &plainResponse{}, err)
+		return nil, false
+	}
+	return c.produceBatch(req)
 }
 
 // readFault tells what of a failure to read is the peer's fault, and worth an answer;
@@ -305,6 +335,50 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	returned = true
 	mu.Unlock()
 	return nil
+}
+
+// produceBatch reads the body of a ProduceBatch and has its parts stored; see handleBody
+// for what it returns.
+func (c *brokerConn) produceBatch(req *wireRequest) (fault error, gone bool) {
+	p := new(produceBatchRequest)
+	err := decodePayload(req.payload, p)
+	if err == nil {
+		err = p.checkSizes(req.body)
+	}
+	id := req.id
+	if err != nil {
+		if skipped := c.in.skipBody(req.body); skipped != nil {
+			return c.readFault(skipped), true
+		}
+		c.reply(nil, ProtocolV1, id, &plainResponse{}, err)
+		return nil, false
+	}
+	c.bodies <- struct{}{}
+	body := c.service.body(req.body)
+	if err := c.in.body(*body); err != nil {
+		<-c.bodies
+		return c.readFault(err), true
+	}
+	c.held.Add(1)
+	var mu sync.Mutex
+	returned := false
+	c.service.produceBatch(c.ctx, p, *body, func(resp *produceBatchResponse, err error) {
+		c.service.bodies.Put(body)
+		// As in produce.
+		mu.Lock()
+		if returned {
+			c.replyLater(nil, ProtocolV1, id, resp, err)
+		} else {
+			c.reply(nil, ProtocolV1, id, resp, err)
+		}
+		mu.Unlock()
+		<-c.bodies
+		c.held.Done()
+	})
+	mu.Lock()
+	returned = true
+	mu.Unlock()
+	return nil, false
 }
 
 func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -23,7 +24,7 @@ const (
 
 // features are what this broker announces.
 func features() []string {
-	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups, featureAcks}
+	return []string{featureLongPoll, featureListOffsets, featureAlterTopic, featureDeleteRecords, featureGroups, featureAcks, featureBinary, featureIdempotence}
 }
 
 // service answers the requests of every connection.
@@ -34,6 +35,7 @@ type service struct {
 	groups    *coordinator
 	warn      *warner
 	drained   chan struct{} // closed when the broker begins to end
+	bodies    sync.Pool     // of *[]byte, for what comes behind requests
 
 	mu    sync.Mutex        // guards the following
 	nodes map[string]string // what NodeJoin recorded: address by ID
@@ -89,9 +91,11 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 		return decodeAnd(ctx, payload, s.alterTopic)
 	case requestDeleteRecords:
 		return decodeAnd(ctx, payload, s.deleteRecords)
+	case requestInitProducer:
+		return decodeAnd(ctx, payload, s.initProducer)
 	case requestJoinGroup, requestLeaveGroup, requestSyncGroup, requestCommitOffset, requestFetchOffset, requestHeartbeat,
 		requestListGroups, requestRebalance, requestDescribeGroup, requestDeleteGroup, requestResetOffsets,
-		requestProduce, requestFetch, requestUnknown:
+		requestProduce, requestFetch, requestProduceBatch, requestFetchBatch, requestUnknown:
 	}
 	return &plainResponse{}, fmt.Errorf("%w: unknown request type %d", ErrUnsupported, number)
 }
@@ -514,6 +518,11 @@ func (s *service) nodeLeave(_ context.Context, req *nodeLeaveRequest) (response,
 	}
 	delete(s.nodes, req.NodeID)
 	return &nodeLeaveResponse{}, nil
+}
+
+// initProducer gives a producer ID that nobody else has: 63 random bits.
+func (s *service) initProducer(context.Context, *initProducerRequest) (response, error) {
+	return &initProducerResponse{ProducerID: rand.Int64()}, nil
 }
 
 func (s *service) listOffsets(ctx context.Context, req *listOffsetsRequest) (response, error) {

@@ -18,6 +18,7 @@ type rawRequest struct {
 	id           []byte
 	v1, v0       int // request_type, type
 	hasV1, hasV0 bool
+	body         int // -1: not there
 	payload      []byte
 }
 
@@ -38,6 +39,8 @@ func (e *rawRequest) scan(frame []byte) bool {
 		case "payload":
 			e.payload, ok = s.raw()
 			return 8, ok
+		case "body":
+			return 16, s.int(&e.body)
 		default:
 			return 0, false
 		}
@@ -52,6 +55,7 @@ type rawResponse struct {
 	errText   string
 	errCode   string
 	retriable bool
+	body      int // -1: not there
 	payload   []byte
 }
 
@@ -74,6 +78,8 @@ func (e *rawResponse) scan(frame []byte) bool {
 			return 16, s.str(&e.errCode)
 		case "retriable":
 			return 32, s.bool(&e.retriable)
+		case "body":
+			return 64, s.int(&e.body)
 		default:
 			return 0, false
 		}
@@ -93,6 +99,14 @@ func appendPayload(dst []byte, v any) ([]byte, error) {
 	case *fetchRequest:
 		return v.append(dst), nil
 	case *fetchResponse:
+		return v.append(dst), nil
+	case *produceBatchRequest:
+		return v.append(dst), nil
+	case *produceBatchResponse:
+		return v.append(dst), nil
+	case *fetchBatchRequest:
+		return v.append(dst), nil
+	case *fetchBatchResponse:
 		return v.append(dst), nil
 	default:
 		b, err := json.Marshal(v)
@@ -155,6 +169,14 @@ func decodePayload(b []byte, v any) error {
 	case *fetchRequest:
 		done = v.scan(b)
 	case *fetchResponse:
+		done = v.scan(b)
+	case *produceBatchRequest:
+		done = v.scan(b)
+	case *produceBatchResponse:
+		done = v.scan(b)
+	case *fetchBatchRequest:
+		done = v.scan(b)
+	case *fetchBatchResponse:
 		done = v.scan(b)
 	}
 	if done {
@@ -514,20 +536,4 @@ func appendHeaders(dst []byte, headers map[string]string) []byte {
 		dst = appendString(dst, headers[k])
 	}
 	return append(dst, '}')
-}
-
-func appendAcks(dst []byte, acks string) []byte {
-	if acks == "" {
-		return dst
-	}
-	dst = append(dst, `,"acks":`...)
-	return appendString(dst, acks)
-}
-
-func appendRefusal(dst []byte, a *answer) []byte {
-	if a.Error == "" {
-		return dst
-	}
-	dst = append(dst, `,"error":`...)
-	return appendString(dst, a.Error)
 }

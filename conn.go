@@ -43,16 +43,31 @@ var (
 // call is one request under way.
 type call struct {
 	kind     requestType
-	sequence uint64        // its place in conn.inflight
-	sent     time.Time     // when it was begun
-	deadline time.Time     // when it fails for want of an answer
-	done     chan struct{} // gets one token when the fields below are set
+	sequence uint64    // its place in conn.inflight
+	sent     time.Time // when it was begun
+	deadline time.Time // when it fails for want of an answer
+	// When the fields below are set, done gets one token or, if it is nil, notify is
+	// called: once, without locks, by whoever finds it out. It must not block.
+	done   chan struct{}
+	notify func(*call)
 
-	resp wireResponse // its parts are the call's own
-	body []byte       // backs resp.payload
-	err  error        // a *ConnError, when there is no response
+	end int64 // of the request's body in what is written; 0 without a body
+
+	resp    wireResponse // its parts are the call's own
+	payload []byte       // backs resp.payload
+	body    []byte       // what came behind the answer's frame
+	err     error        // a *ConnError, when there is no response
 
 	abandoned bool // nobody waits; guarded by conn.mu
+}
+
+// complete tells whoever waits for the call.
+func (k *call) complete() {
+	if k.done != nil {
+		k.done <- struct{}{}
+	} else {
+		k.notify(k)
+	}
 }
 
 // conn is one connection to one broker. readLoop and the frameWriter's run go from
@@ -125,7 +140,7 @@ func (c *conn) heardPart(partial bool) error {
 	if c.frameSince == 0 {
 		c.frameSince = now
 	}
-	if size := c.in.end - c.in.start; float64(size) >= slowestFrame*(now-c.frameSince).Seconds() {
+	if size := c.in.partial(); float64(size) >= slowestFrame*(now-c.frameSince).Seconds() {
 		c.lastRead.Store(int64(now))
 	}
 	return nil
@@ -178,44 +193,92 @@ func (c *conn) sequenceOf(id []byte) (uint64, bool) {
 // answer. A request that is too large for the broker fails here. begin waits only
 // while more is queued than the network takes.
 func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*call, error) {
+	k := &call{done: make(chan struct{}, 1)}
+	return k, c.send(ctx, k, outgoingCall{req: req}, timeout)
+}
+
+// outgoingCall is what a call sends.
+type outgoingCall struct {
+	req  request
+	body [][]byte // must not change before written; nil: none
+	// flush has the caller write what is queued, which may take as long as the broker
+	// takes to read it.
+	flush bool
+}
+
+// post is begin for a request that may have a body. notify is called with the call,
+// unless post fails.
+func (c *conn) post(ctx context.Context, out outgoingCall, timeout time.Duration, notify func(*call)) error {
+	return c.send(ctx, &call{notify: notify}, out, timeout)
+}
+
+// written tells that the request of a call has been written, so that its body may be used
+// again. A broker may answer before it has read all.
+func (c *conn) written(k *call) bool { return c.out.passed(k.end) }
+
+// send puts a call in flight and its request on the way.
+func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time.Duration) error {
 	if ctx.Err() != nil {
-		return nil, endOf(ctx)
+		return endOf(ctx)
 	}
-	sent := time.Now()
-	deadline := sent.Add(timeout)
+	k.kind, k.sent = out.req.kind(), time.Now()
+	k.deadline = k.sent.Add(timeout)
 	if err := c.awaitRoom(ctx, timeout); err != nil {
-		return nil, err
+		return err
 	}
-	sequence := c.sequence.Add(1)
-	const envelope = 96
-	size := envelope + payloadSize(req)
-	if c.form == ProtocolV0 {
-		size += size / 3
-	}
-	frame, err := appendRequest(make([]byte, 0, size), c.form, c.requestID(sequence), req.kind(), req)
+	k.sequence = c.sequence.Add(1)
+	frame, size, err := c.encode(k, &out)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if len(frame) > c.maxFrame {
-		return nil, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, req.kind(), len(frame), c.maxFrame)
-	}
-	k := &call{kind: req.kind(), sequence: sequence, sent: sent, deadline: deadline, done: make(chan struct{}, 1)}
 	first, err := c.register(ctx, k)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// With nothing else in flight the broker has read all that was sent before,
 	// so a small frame cannot block, and the caller may write it itself.
-	if first && len(frame) <= inlineWrite && c.writesAtOnce() {
+	inline := first && size <= inlineWrite && c.writesAtOnce()
+	if inline && out.body == nil {
 		err = c.out.sendInline(frame)
-	} else {
-		err = c.out.send(frame)
+	} else if err = c.out.queueTo(&k.end, frame, out.body); err == nil {
+		if inline || out.flush {
+			err = c.out.flush()
+		} else {
+			signal(c.out.wake)
+		}
 	}
 	if err != nil {
 		// The call is answered by closeWith like every other one.
 		c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
 	}
-	return k, nil
+	return nil
+}
+
+// encode makes the frame of a request. size is that of the body as well.
+func (c *conn) encode(k *call, out *outgoingCall) (frame []byte, size int, err error) {
+	const envelope = 96
+	size = envelope + payloadSize(out.req)
+	if c.form == ProtocolV0 {
+		size += size / 3
+	}
+	frame = make([]byte, 0, size)
+	size = 0
+	for _, b := range out.body {
+		size += len(b)
+	}
+	if out.body == nil {
+		frame, err = appendRequest(frame, c.form, c.requestID(k.sequence), k.kind, out.req)
+	} else {
+		frame, err = appendBodyRequest(frame, c.requestID(k.sequence), k.kind, size, out.req)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	size += len(frame)
+	if size > c.maxFrame {
+		return nil, 0, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, k.kind, size, c.maxFrame)
+	}
+	return frame, size, nil
 }
 
 // awaitRoom waits while more is queued than the network takes.
@@ -366,6 +429,9 @@ func (c *conn) readLoop() {
 			// Not about one request: the broker cannot go on.
 			err = c.refusalOf(requestUnknown, &resp, "")
 		}
+		if err == nil {
+			err = c.deliver(&resp)
+		}
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				err = errors.New("broker closed the connection")
@@ -373,40 +439,63 @@ func (c *conn) readLoop() {
 			c.closeWith(&ConnError{Addr: c.addr, Op: "read", Err: err})
 			return
 		}
-		c.deliver(&resp)
 		if cap(resp.scratch) > keepScratch {
 			resp.scratch = nil
 		}
 	}
 }
 
-// deliver hands resp to the call that it answers. An answer that no call waits
-// for, because its ID is not ours or was answered before, is dropped.
-func (c *conn) deliver(resp *wireResponse) {
-	sequence, ok := c.sequenceOf(resp.id)
+// deliver hands resp to the call that it answers, and reads what follows it. An answer
+// that no call waits for, because its ID is not ours or was answered before, is dropped.
+// The error ends the connection.
+func (c *conn) deliver(resp *wireResponse) error {
+	if err := checkBody(resp.body, c.in.limit); err != nil {
+		return err
+	}
+	k := c.waiting(resp.id)
+	if k == nil {
+		if resp.body < 0 {
+			return nil
+		}
+		return c.in.skipBody(resp.body)
+	}
+	k.payload = append(k.payload[:0], resp.payload...)
+	k.resp = wireResponse{
+		success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
+		form: resp.form, payload: k.payload, body: resp.body,
+	}
+	if resp.body >= 0 {
+		k.body = make([]byte, resp.body)
+		if err := c.in.body(k.body); err != nil {
+			k.err = &ConnError{Addr: c.addr, Op: "read", Err: err}
+			defer k.complete()
+			return err
+		}
+		c.heard()
+	}
+	k.complete()
+	return nil
+}
+
+// waiting takes the call of an ID that somebody waits for out of those in flight; nil if
+// there is none.
+func (c *conn) waiting(id []byte) *call {
+	sequence, ok := c.sequenceOf(id)
 	if !ok {
-		return
+		return nil
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	k := c.inflight[sequence]
 	delete(c.inflight, sequence)
 	if k != nil && k == c.ping {
 		c.ping = nil
 	}
-	if k == nil || k.abandoned {
-		if k != nil {
-			c.abandoned--
-		}
-		c.mu.Unlock()
-		return
+	if k != nil && k.abandoned {
+		c.abandoned--
+		return nil
 	}
-	c.mu.Unlock()
-	k.body = append(k.body[:0], resp.payload...)
-	k.resp = wireResponse{
-		success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
-		form: resp.form, payload: k.body,
-	}
-	k.done <- struct{}{}
+	return k
 }
 
 // check runs when something may be due: an answer that did not come in time, a
@@ -419,6 +508,7 @@ func (c *conn) check() {
 		return
 	}
 	next := now.Add(pingAfter)
+	var late []*call // to be completed without the lock
 	// A large frame that is still being taken is a sign of life as well.
 	last := c.born.Add(time.Duration(c.lastRead.Load()))
 	if written := c.out.lastProgress(); written.After(last) {
@@ -434,7 +524,7 @@ func (c *conn) check() {
 			k.abandoned = true
 			c.abandoned++
 			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
-			k.done <- struct{}{}
+			late = append(late, k)
 		case k.deadline.Before(next):
 			next = k.deadline
 		}
@@ -461,6 +551,9 @@ func (c *conn) check() {
 	c.timer.Reset(next.Sub(now))
 	c.mu.Unlock()
 
+	for _, k := range late {
+		k.complete()
+	}
 	switch {
 	case dead:
 		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errSilent})
@@ -497,7 +590,7 @@ func (c *conn) closeWith(cause error) {
 	for _, k := range calls {
 		if !k.abandoned {
 			k.err = cause
-			k.done <- struct{}{}
+			k.complete()
 		}
 	}
 	if c.onClose != nil {

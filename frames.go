@@ -38,7 +38,11 @@ type frameReader struct {
 	buf        []byte
 	start, end int // buf[start:end] is read and not given out yet
 	lean       int // reads in a row that needed little of a large buffer
+	bodyRead   int // of the body that is being read
 }
+
+// partial is how much of the frame that has begun is there.
+func (f *frameReader) partial() int { return f.bodyRead + f.end - f.start }
 
 // next returns the next frame, without the white space around it. It is valid
 // until the next call. The error is io.EOF only between frames; one that wraps
@@ -114,6 +118,59 @@ func (f *frameReader) line() ([]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// body reads the bytes that follow a frame with a body: the line end, exactly one, is
+// behind the frame that next returned last, which is not valid any more.
+func (f *frameReader) body(dst []byte) error {
+	return f.readBody(len(dst), func(from int) []byte { return dst[from:] })
+}
+
+// skipBody is body for bytes that nobody wants.
+func (f *frameReader) skipBody(n int) error {
+	sink := make([]byte, min(n, minReadBuffer))
+	return f.readBody(n, func(from int) []byte { return sink[:min(len(sink), n-from)] })
+}
+
+// readBody reads n bytes behind a line end, from the offset from on into room(from).
+func (f *frameReader) readBody(n int, room func(from int) []byte) error {
+	for f.start == f.end {
+		if err := f.fill(true); err != nil {
+			return err
+		}
+	}
+	if c := f.buf[f.start]; c != '\n' {
+		return fmt.Errorf("%w: %q before a body, want a line end", ErrMalformed, c)
+	}
+	f.start++
+	defer func() { f.bodyRead = 0 }()
+	for f.bodyRead < n {
+		dst := room(f.bodyRead)
+		if f.start < f.end {
+			k := copy(dst, f.buf[f.start:f.end])
+			f.start += k
+			f.bodyRead += k
+			continue
+		}
+		// The rest is read to where it belongs.
+		if f.beforeRead != nil {
+			if err := f.beforeRead(true); err != nil {
+				return err
+			}
+		}
+		k, err := f.r.Read(dst)
+		f.bodyRead += k
+		switch {
+		case k > 0:
+		case err == nil:
+			return io.ErrNoProgress
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		default:
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *frameReader) tooLarge() error {
@@ -204,11 +261,52 @@ type frameWriter struct {
 	progress atomic.Int64 // Unix nanoseconds; see lastProgress
 
 	mu      sync.Mutex    // guards the following; not held while writing
-	pending []byte        // queued frames
-	spare   []byte        // the buffer that pending is not
+	pending outgoing      // queued frames
+	spare   outgoing      // the buffers that pending has not
 	writing bool          // somebody holds the token
 	taken   chan struct{} // closed when pending was taken; nil unless waited for
 	err     error         // of the write that failed; nothing is written after it
+	queued  int64         // bytes that were queued so far
+	written int64         // and of those, how many were written
+}
+
+// outgoing is a stream of bytes to be written: most of it copied together, large bodies
+// where they are.
+type outgoing struct {
+	copied []byte
+	lent   []lentBody
+	size   int // of all
+}
+
+// lentBody is what comes behind the first bytes of copied.
+type lentBody struct {
+	at    int
+	bytes []byte
+}
+
+// copyBody is the size up to which copying a body costs less than writing it apart.
+const copyBody = 8 << 10
+
+func (o *outgoing) add(frame []byte, body [][]byte) {
+	o.copied = append(o.copied, frame...)
+	o.size += len(frame)
+	for _, b := range body {
+		o.size += len(b)
+		if len(b) <= copyBody {
+			o.copied = append(o.copied, b...)
+		} else {
+			o.lent = append(o.lent, lentBody{len(o.copied), b})
+		}
+	}
+}
+
+// reset empties o, and gives up buffers that are larger than is worth keeping.
+func (o *outgoing) reset() {
+	clear(o.lent)
+	o.copied, o.lent, o.size = o.copied[:0], o.lent[:0], 0
+	if cap(o.copied) > keepWriteSpare {
+		o.copied = nil
+	}
 }
 
 func newFrameWriter(nc net.Conn, timeout time.Duration) *frameWriter {
@@ -227,20 +325,39 @@ func (w *frameWriter) run(done <-chan struct{}) {
 	}
 }
 
-// queue adds a frame to what will be written by the next flush.
-func (w *frameWriter) queue(frame []byte) error {
+// queue adds a frame to what will be written by the next flush, and what belongs behind
+// it. A large body must not change until it is written, or the connection has ended.
+func (w *frameWriter) queue(frame []byte, body ...[]byte) error {
+	var end int64
+	return w.queueTo(&end, frame, body)
+}
+
+// queueTo is queue that sets end, before anything is written, to the position that is
+// passed when all of it is.
+func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
 		return w.err
 	}
-	w.pending = append(w.pending, frame...)
+	before := w.pending.size
+	w.pending.add(frame, body)
+	w.queued += int64(w.pending.size - before)
+	*end = w.queued
 	return nil
 }
 
+// passed tells whether all up to a position is written, so that nobody looks at it any
+// more.
+func (w *frameWriter) passed(position int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.written >= position
+}
+
 // send has run write the frame, with whatever else is queued by then.
-func (w *frameWriter) send(frame []byte) error {
-	if err := w.queue(frame); err != nil {
+func (w *frameWriter) send(frame []byte, body ...[]byte) error {
+	if err := w.queue(frame, body...); err != nil {
 		return err
 	}
 	signal(w.wake)
@@ -251,19 +368,19 @@ func (w *frameWriter) send(frame []byte) error {
 // run; it is for small frames on a connection that has nothing else under way.
 func (w *frameWriter) sendInline(frame []byte) error {
 	w.mu.Lock()
-	if w.err != nil || w.writing || len(w.pending) > 0 {
+	if w.err != nil || w.writing || w.pending.size > 0 {
 		w.mu.Unlock()
 		return w.send(frame)
 	}
 	w.writing = true
 	w.mu.Unlock()
-	err := w.write(frame)
+	err := w.write(frame, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.writing = false
 	if err != nil {
 		w.failLocked(err)
-	} else if len(w.pending) > 0 {
+	} else if w.pending.size > 0 {
 		signal(w.wake)
 	}
 	return w.err
@@ -277,43 +394,77 @@ func (w *frameWriter) flush() error {
 		return w.err
 	}
 	w.writing = true
-	for len(w.pending) > 0 && w.err == nil {
-		buf := w.pending
-		w.pending, w.spare = w.spare[:0], nil
+	for w.pending.size > 0 && w.err == nil {
+		out := w.pending
+		w.pending, w.spare = w.spare, outgoing{}
 		if w.taken != nil {
 			close(w.taken)
 			w.taken = nil
 		}
 		w.mu.Unlock()
-		err := w.write(buf)
+		err := w.writeAll(&out)
 		w.mu.Lock()
-		w.spare = buf[:0]
 		if err != nil {
 			w.failLocked(err)
+			break
 		}
-	}
-	if cap(w.spare) > keepWriteSpare {
-		w.spare = nil
+		w.written += int64(out.size)
+		out.reset()
+		w.spare = out
 	}
 	w.writing = false
 	return w.err
 }
 
-// write writes b, each chunk of it within the timeout.
-func (w *frameWriter) write(b []byte) error {
+// writeAll writes what is copied and what is lent, in order.
+func (w *frameWriter) writeAll(o *outgoing) error {
+	from := 0
+	for _, l := range o.lent {
+		if err := w.write(o.copied[from:l.at], l.bytes); err != nil {
+			return err
+		}
+		from = l.at
+	}
+	if from == len(o.copied) {
+		return nil
+	}
+	return w.write(o.copied[from:], nil)
+}
+
+// write writes b and then more, each chunk within the timeout. The end of b and the
+// beginning of more go in one call, where the connection can do that.
+func (w *frameWriter) write(b, more []byte) error {
 	for {
 		chunk := b[:min(len(b), writeChunk)]
 		b = b[len(chunk):]
+		extra := more[:0]
+		if len(b) == 0 {
+			extra = more[:min(len(more), writeChunk-len(chunk))]
+			more = more[len(extra):]
+		}
 		if w.timeout > 0 {
 			if err := w.nc.SetWriteDeadline(time.Now().Add(w.timeout)); err != nil {
 				return err
 			}
 		}
-		if _, err := w.nc.Write(chunk); err != nil || len(b) == 0 {
+		if err := w.writeChunk(chunk, extra); err != nil || len(b)+len(more) == 0 {
 			return err
 		}
 		w.progress.Store(time.Now().UnixNano())
 	}
+}
+
+func (w *frameWriter) writeChunk(b, more []byte) error {
+	var err error
+	switch {
+	case len(more) == 0:
+		_, err = w.nc.Write(b)
+	case len(b) == 0:
+		_, err = w.nc.Write(more)
+	default:
+		_, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+	}
+	return err
 }
 
 // lastProgress is when a part of more than one chunk was taken last. What fits one
@@ -323,7 +474,7 @@ func (w *frameWriter) lastProgress() time.Time { return time.Unix(0, w.progress.
 // failLocked ends the connection, so that its reader notices.
 func (w *frameWriter) failLocked(err error) {
 	w.err = err
-	w.pending, w.spare = nil, nil
+	w.pending, w.spare = outgoing{}, outgoing{}
 	if w.taken != nil {
 		close(w.taken)
 		w.taken = nil
@@ -336,7 +487,7 @@ func (w *frameWriter) failLocked(err error) {
 func (w *frameWriter) room(limit int) <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.pending) < limit || w.err != nil {
+	if w.pending.size < limit || w.err != nil {
 		return nil
 	}
 	if w.taken == nil {

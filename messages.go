@@ -32,7 +32,10 @@ const (
 
 	// Extensions start at 100, so that they collide with nothing published. A
 	// broker announces them in its ClusterInfo answer.
+	requestProduceBatch  requestType = 100
+	requestFetchBatch    requestType = 101
 	requestListOffsets   requestType = 102
+	requestInitProducer  requestType = 103
 	requestAlterTopic    requestType = 106
 	requestDeleteRecords requestType = 107
 	requestDescribeGroup requestType = 108
@@ -53,6 +56,12 @@ func (t requestType) String() string {
 		return documented[t]
 	}
 	switch t {
+	case requestProduceBatch:
+		return "ProduceBatch"
+	case requestFetchBatch:
+		return "FetchBatch"
+	case requestInitProducer:
+		return "InitProducer"
 	case requestListOffsets:
 		return "ListOffsets"
 	case requestAlterTopic:
@@ -294,7 +303,9 @@ const (
 	featureAlterTopic    = "alter_topic"    // request 106
 	featureDeleteRecords = "delete_records" // request 107
 	featureGroups        = "groups"         // requests 108 to 110, and all that is optional in those of groups
-	featureAcks          = "acks"           // acks in Produce
+	featureAcks          = "acks"           // acks in Produce and ProduceBatch
+	featureBinary        = "binary"         // bodies behind frames; requests 100 and 101
+	featureIdempotence   = "idempotence"    // request 103, and what is said of producers in batches
 )
 
 type nodeJoinRequest struct {

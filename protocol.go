@@ -47,6 +47,7 @@ type wireRequest struct {
 	number  int         // as sent
 	form    Protocol    // the payload's form, in which the answer goes out
 	payload []byte      // JSON text, or nothing; aliases the frame or scratch
+	body    int         // bytes that follow the frame's line; -1: none do
 	// lockStep tells that a v0 peer sent it, by the number's key or the payload's
 	// form: it expects its answers in the order of its requests, and at once.
 	lockStep bool
@@ -63,6 +64,7 @@ type wireResponse struct {
 	retriable bool
 	form      Protocol // how the payload came
 	payload   []byte   // JSON text, or nothing; aliases the frame or scratch
+	body      int      // bytes that follow the frame's line; -1: none do
 
 	scratch []byte
 }
@@ -73,6 +75,7 @@ type stdRequest struct {
 	RequestID   string          `json:"request_id"`
 	RequestType *int            `json:"request_type"`
 	Type        *int            `json:"type"`
+	Body        *int            `json:"body"`
 	Payload     json.RawMessage `json:"payload"`
 }
 
@@ -82,6 +85,7 @@ type stdResponse struct {
 	Error     string          `json:"error"`
 	ErrorCode errorCode       `json:"error_code"`
 	Retriable bool            `json:"retriable"`
+	Body      *int            `json:"body"`
 	Payload   json.RawMessage `json:"payload"`
 }
 
@@ -89,14 +93,14 @@ type stdResponse struct {
 // is not looked into: whoever decodes it finds out whether it is JSON. After an
 // error r holds what the answer needs: the ID, if it could be read, and the form.
 func (r *wireRequest) decode(frame []byte) error {
-	*r = wireRequest{kind: requestUnknown, form: ProtocolV1, scratch: r.scratch}
-	var e rawRequest
+	*r = wireRequest{kind: requestUnknown, form: ProtocolV1, body: -1, scratch: r.scratch}
+	e := rawRequest{body: -1}
 	var malformed error
 	if !e.scan(frame) {
 		var std stdRequest
 		// A field of the wrong type does not keep Unmarshal from reading the others.
 		malformed = unmarshalJSON(frame, &std)
-		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload}
+		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload, body: bodyOf(std.Body)}
 		if std.RequestType != nil {
 			e.v1, e.hasV1 = *std.RequestType, true
 		}
@@ -104,7 +108,7 @@ func (r *wireRequest) decode(frame []byte) error {
 			e.v0, e.hasV0 = *std.Type, true
 		}
 	}
-	r.id = string(e.id)
+	r.id, r.body = string(e.id), e.body
 	text := len(e.payload) > 0 && e.payload[0] == '"'
 	// Whatever the numbering, the answer's payload has the form of the request's.
 	none := len(e.payload) == 0 || bytes.Equal(e.payload, jsonNull)
@@ -131,10 +135,30 @@ func (r *wireRequest) decode(frame []byte) error {
 	return nil
 }
 
+// bodyOf is the length of the body that an envelope names; -1: it names none.
+func bodyOf(n *int) int {
+	if n == nil {
+		return -1
+	}
+	return *n
+}
+
+// checkBody holds the body that an envelope names to a limit.
+func checkBody(n, limit int) error {
+	switch {
+	case n < -1:
+		return fmt.Errorf("%w: a body of %d bytes", ErrMalformed, n)
+	case n > limit:
+		return fmt.Errorf("%w: a body of %d bytes, the limit is %d", ErrMessageTooLarge, n, limit)
+	default:
+		return nil
+	}
+}
+
 // decode reads the envelope in frame, of which r then holds parts.
 func (r *wireResponse) decode(frame []byte) error {
-	*r = wireResponse{form: ProtocolV1, scratch: r.scratch}
-	var e rawResponse
+	*r = wireResponse{form: ProtocolV1, body: -1, scratch: r.scratch}
+	e := rawResponse{body: -1}
 	if !e.scan(frame) {
 		var std stdResponse
 		if err := unmarshalJSON(frame, &std); err != nil {
@@ -142,10 +166,11 @@ func (r *wireResponse) decode(frame []byte) error {
 		}
 		e = rawResponse{
 			id: []byte(std.RequestID), success: std.Success, errText: std.Error,
-			errCode: string(std.ErrorCode), retriable: std.Retriable, payload: std.Payload,
+			errCode: string(std.ErrorCode), retriable: std.Retriable, payload: std.Payload, body: bodyOf(std.Body),
 		}
 	}
 	r.id, r.success, r.errText, r.errCode, r.retriable = e.id, e.success, e.errText, errorCode(e.errCode), e.retriable
+	r.body = e.body
 	if len(e.payload) > 0 && e.payload[0] == '"' {
 		r.form = ProtocolV0
 	}
@@ -218,6 +243,38 @@ func appendRequest(dst []byte, form Protocol, id string, kind requestType, paylo
 		return dst[:start], err
 	}
 	return append(dst, "\"}\n"...), nil
+}
+
+// appendBodyRequest appends the line of a request that body bytes follow, in the v1 form.
+func appendBodyRequest(dst []byte, id string, kind requestType, body int, payload any) ([]byte, error) {
+	start := len(dst)
+	dst = append(dst, `{"request_id":"`...)
+	dst = append(dst, id...)
+	dst = append(dst, `","request_type":`...)
+	dst = strconv.AppendInt(dst, int64(kind), 10)
+	dst = append(dst, `,"body":`...)
+	dst = strconv.AppendInt(dst, int64(body), 10)
+	dst = append(dst, `,"payload":`...)
+	dst, err := appendPayload(dst, payload)
+	if err != nil {
+		return dst[:start], err
+	}
+	return append(dst, "}\n"...), nil
+}
+
+// appendBodyResponse appends the line of an answer that body bytes follow, in the v1 form.
+func appendBodyResponse(dst []byte, id string, body int, payload any) ([]byte, error) {
+	start := len(dst)
+	dst = append(dst, `{"request_id":`...)
+	dst = appendString(dst, id)
+	dst = append(dst, `,"success":true,"error":"","body":`...)
+	dst = strconv.AppendInt(dst, int64(body), 10)
+	dst = append(dst, `,"payload":`...)
+	dst, err := appendPayload(dst, payload)
+	if err != nil {
+		return dst[:start], err
+	}
+	return append(dst, "}\n"...), nil
 }
 
 // appendHello appends the request that both forms of broker understand, each
