@@ -2,169 +2,311 @@ package robust
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"sync"
 	"time"
 )
 
-// SendMessages sends ms, many at a time, and sets Partition, Offset and Timestamp of
-// each that was stored. If any was not, the error is [ProducerErrors], which holds
-// those and nothing else; a closed producer takes none and returns [ErrClosed]. The
-// messages of a partition are sent in their order; one that a broker refuses and then
-// takes when it is sent again is stored behind later ones.
-func (p *SyncProducer) SendMessages(ctx context.Context, ms []*Message) error {
-	start := time.Now()
-	if err := p.enter(start); err != nil {
-		return err
-	}
-	defer p.leave()
+// AsyncProducer sends messages without waiting for each: it collects those of a partition
+// into batches, has several under way, and tells of every message it has taken what became
+// of it, exactly once. It is safe for concurrent use.
+//
+// A message is sent at once when nothing is under way to its broker, and else as part of a
+// batch, when that is full ([WithBatchSize], [WithBatchBytes]), when its time is over
+// ([WithBatchTimeout]), or when the broker has answered what was under way, whichever comes
+// first. The messages that one goroutine sends to a partition are stored in that order.
+// Where the broker can recognise them, those that are sent again after a fault are stored
+// once and in their order; see [WithDeliveryTimeout] for how long that goes on.
+//
+// Messages are encoded when they are taken: Key, Value and Headers may be used for
+// something else when Send or SendFunc has returned, the Message itself when its result
+// is there. What is taken and has no result yet, or a result that nobody has read, counts
+// for [WithMaxBufferedBytes]; when that is used up, senders wait.
+type AsyncProducer struct {
+	client *Client
+	cfg    config
+	box    *outbox
 
-	// Enough to fill any pipe; what is in flight is memory at both ends.
-	const window = 1024
-	var failed ProducerErrors
-	line := pipeline{ways: make(map[TopicPartition]*conn), conns: make(map[string]*conn)}
-	states := make([]pipelined, len(ms))
-	settle := func(s *pipelined) {
-		if e := p.settleInto(ctx, &line, s, start); e != nil {
-			failed = append(failed, e)
+	calls     resultQueue[*outBatch] // of which callbacks are to be told
+	successes resultPump[*ProducerMessage]
+	failures  resultPump[*ProducerError]
+
+	input   chan *Message
+	intake  sync.Once     // starts takeInput
+	taken   chan struct{} // closed when takeInput has ended, or will not begin
+	closing chan struct{} // closed when Close begins
+	closed  sync.Once
+	done    chan struct{} // closed when Close has done its work
+	late    error         // what Close could not do; set before done is closed
+}
+
+// ProducerMessage is a message that was stored.
+type ProducerMessage struct {
+	*Message
+
+	Partition int32
+	Offset    int64
+	Metadata  any // the message's
+	// Receipt tells the same and more.
+	Receipt Receipt
+}
+
+// UndeliveredError is what [AsyncProducer.Shutdown] could not deliver in time: results
+// that nobody has read. Messages that had no result by then are among the failures.
+type UndeliveredError struct {
+	Successes []*ProducerMessage
+	Failures  []*ProducerError
+	Err       error // why it could not wait longer
+}
+
+func (e *UndeliveredError) Error() string {
+	return fmt.Sprintf("robust: close producer: %d results were not read: %s", len(e.Successes)+len(e.Failures), trimPrefix(e.Err))
+}
+
+// Unwrap returns why it could not wait longer.
+func (e *UndeliveredError) Unwrap() error { return e.Err }
+
+// AsyncProducer returns a producer that does not wait. Its options override the client's;
+// the error wraps [ErrInvalidConfig], or is [ErrClosed].
+func (c *Client) AsyncProducer(opts ...AsyncOption) (*AsyncProducer, error) {
+	cfg, err := c.cfg.with(asOptions(opts)...)
+	if err != nil {
+		return nil, err
+	}
+	p := &AsyncProducer{
+		client: c, cfg: cfg, input: make(chan *Message, cfg.inputBuffer),
+		taken: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{}),
+	}
+	p.box = newOutbox(c, &p.cfg, true, p.settled)
+	p.calls.init(p.box, p.callBack)
+	p.successes.init(p.box)
+	p.failures.init(p.box)
+	if err := c.register(p, nil); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// callback is a receiver that the application has given with its message.
+type callback func(m *Message, r Receipt, err error)
+
+func (f callback) settle(e *entry, r Receipt, err error) { f(e.m, r, err) }
+func (callback) gaveUp() bool                            { return false }
+
+// channels is the receiver of messages whose results go to Successes and Errors.
+type channels struct{ p *AsyncProducer }
+
+func (c channels) gaveUp() bool { return false }
+
+func (c channels) settle(e *entry, r Receipt, err error) {
+	room := int64(e.size) + messageOverhead
+	switch {
+	case err != nil && c.p.cfg.returnErrors:
+		c.p.failures.add(&ProducerError{Msg: e.m, Err: err, Metadata: e.m.Metadata}, room)
+	case err == nil && c.p.cfg.returnSuccesses:
+		c.p.successes.add(&ProducerMessage{Message: e.m, Partition: r.Partition, Offset: r.Offset, Metadata: e.m.Metadata, Receipt: r}, room)
+	default:
+		c.p.box.releaseRoom(room)
+	}
+}
+
+// Send takes a message whose result goes to Successes or Errors. It waits while there is
+// no room, and fails, having taken nothing, with ctx, with [ErrClosed], when the delivery
+// timeout is over, or because of what is wrong with the message.
+func (p *AsyncProducer) Send(ctx context.Context, m *Message) error {
+	return p.take(ctx, m, channels{p})
+}
+
+// SendFunc is Send for a message of whose result done is called, once, unless SendFunc
+// fails. That is the fastest way: no channel stands between. The calls of done come one
+// after the other, from a goroutine of the producer's; as long as one takes, results that
+// follow have to wait, and with them, when there is no more room, senders. A done that
+// sends a message itself, and so may have to wait for itself, should do so in a goroutine
+// of its own. It must not call Close, Shutdown or Flush.
+func (p *AsyncProducer) SendFunc(ctx context.Context, m *Message, done func(m *Message, r Receipt, err error)) error {
+	if done == nil {
+		return fmt.Errorf("%w: SendFunc: done is nil", ErrInvalidRequest)
+	}
+	return p.take(ctx, m, callback(done))
+}
+
+func (p *AsyncProducer) take(ctx context.Context, m *Message, to receiver) error {
+	select {
+	case <-p.closing:
+		return ErrClosed
+	case <-ctx.Done():
+		return endOf(ctx)
+	default:
+	}
+	return p.box.accept(ctx, m, to, 0, time.Now())
+}
+
+// Input returns a channel that takes messages as Send does, [WithInputBuffer] of them
+// ahead; what is wrong with a message goes to Errors. It is for select statements: unlike
+// Send it cannot tell that the producer is closed. It is never closed; what is sent on it
+// after Close stays there.
+func (p *AsyncProducer) Input() chan<- *Message {
+	p.intake.Do(func() { p.box.running.Go(p.takeInput) })
+	return p.input
+}
+
+// takeInput takes messages from Input until Close, and then those that are in it.
+func (p *AsyncProducer) takeInput() {
+	defer close(p.taken)
+	for {
+		select {
+		case m := <-p.input:
+			p.takeFromInput(m)
+		case <-p.closing:
+			for {
+				select {
+				case m := <-p.input:
+					p.takeFromInput(m)
+					continue
+				default:
+					return
+				}
+			}
 		}
-		*s = pipelined{} // What it holds is not needed any more.
 	}
-	for i, m := range ms {
-		if i >= window {
-			settle(&states[i-window])
+}
+
+func (p *AsyncProducer) takeFromInput(m *Message) {
+	err := p.box.accept(p.box.ctx, m, channels{p}, 0, time.Now())
+	if err == nil {
+		return
+	}
+	if m == nil {
+		m = &Message{}
+	}
+	p.client.metrics.Producer.RecordFailed()
+	if p.cfg.returnErrors {
+		p.failures.add(&ProducerError{Msg: m, Err: err, Metadata: m.Metadata}, 0)
+	}
+}
+
+// Successes returns the channel of messages that were stored, unless
+// [WithReturnSuccesses] is off. It has to be read: a result that is not counts for
+// [WithMaxBufferedBytes]. Close closes it.
+func (p *AsyncProducer) Successes() <-chan *ProducerMessage { return p.successes.ch }
+
+// Errors returns the channel of messages that were not stored, or whose fate is unknown,
+// unless [WithReturnErrors] is off. As Successes, it has to be read, and Close closes it.
+func (p *AsyncProducer) Errors() <-chan *ProducerError { return p.failures.ch }
+
+// settled takes a batch of which everything is known.
+func (p *AsyncProducer) settled(b *outBatch) {
+	p.box.count(b)
+	p.calls.add(b)
+}
+
+// callBack tells everybody of a batch's fate.
+func (p *AsyncProducer) callBack(b *outBatch) {
+	room := int64(0)
+	for i := range b.entries {
+		e := &b.entries[i]
+		if e.to == nil {
+			continue
 		}
-		states[i].m = m
-		p.begin(ctx, &line, &states[i], start)
+		if _, ok := e.to.(callback); ok {
+			room += int64(e.size) + messageOverhead
+		} // Else it is the channels' until the result is read.
+		if b.err != nil {
+			e.to.settle(e, Receipt{}, b.err)
+		} else {
+			e.to.settle(e, b.receipt(p.box, i), nil)
+		}
 	}
-	for i := max(0, len(ms)-window); i < len(ms); i++ {
-		settle(&states[i])
-	}
-	if len(failed) > 0 {
-		return failed
+	p.box.release(b, room)
+}
+
+// Flush sends everything that was taken before the call, and waits until each of these
+// messages has its result: until done has returned, or the result waits to be read. The
+// error is ctx's.
+func (p *AsyncProducer) Flush(ctx context.Context) error {
+	err := p.box.flush(ctx)
+	if err != nil {
+		return &waitError{what: "flush", state: p.Status().String(), end: err}
 	}
 	return nil
 }
 
-// pipelined is a message of SendMessages: sent and waiting for its answer, to be
-// sent by itself (no call), or failed.
-type pipelined struct {
-	m    *Message
-	req  *produceRequest
-	conn *conn
-	call *call
-	err  error
-}
-
-// pipeline is what one SendMessages sends through.
-type pipeline struct {
-	// ways is the connection of each partition, the same one for all of its messages
-	// so that they stay in order; nil for those that cannot be pipelined to.
-	ways  map[TopicPartition]*conn
-	conns map[string]*conn // by address, for the partitions that share one
-	// broken is set by the first message that has to be sent again. Those behind
-	// it are then sent one by one, so that they do not overtake it.
-	broken bool
-}
-
-// begin sends s without waiting for the answer, if there is a connection on which
-// that can be done.
-func (p *SyncProducer) begin(ctx context.Context, line *pipeline, s *pipelined, start time.Time) {
-	if ctx.Err() != nil {
-		s.err = endOf(ctx)
-		return
-	}
-	w := patience{time.Until(start.Add(p.cfg.deliveryTimeout)), p.closing}
-	if s.req, s.err = p.request(s.m, start); s.err != nil || w.limit <= 0 || line.broken {
-		return
-	}
-	if err := p.route(ctx, s.m, s.req, w); err != nil {
-		line.broken = retriable(err)
-		if !line.broken {
-			s.err = err
-		}
-		return
-	}
-	c := p.way(ctx, line, TopicPartition{s.m.Topic, s.req.Partition}, w)
-	if c == nil {
-		return
-	}
-	left := time.Until(start.Add(p.cfg.deliveryTimeout))
-	if left <= 0 {
-		return
-	}
-	k, err := c.begin(ctx, s.req, min(left, p.cfg.requestTimeout))
-	switch {
-	case err == nil:
-		s.conn, s.call = c, k
-	case connectionFault(err):
-		line.broken = true
+// Status says how much waits, and how things stand with the brokers.
+func (p *AsyncProducer) Status() Status {
+	select {
+	case <-p.done:
+		return Status{Text: "closed"}
 	default:
-		s.err = err
 	}
+	unread := p.successes.waiting() + p.failures.waiting()
+	s := p.box.status()
+	if unread > 0 {
+		s.Text = fmt.Sprintf("%d results wait to be read; %s", unread, s.Text)
+	}
+	return s
 }
 
-// way returns the connection for a partition's messages, nil if they have to be sent
-// one by one.
-func (p *SyncProducer) way(ctx context.Context, line *pipeline, tp TopicPartition, w patience) *conn {
-	if c, ok := line.ways[tp]; ok {
-		return c
-	}
-	addr := p.client.metadata.leaderAddr(tp.Topic, tp.Partition)
-	if addr == "" {
-		addr = p.client.cfg.brokers[0]
-	}
-	c, ok := line.conns[addr]
-	if !ok {
-		w.limit = min(w.limit, brokerPatience)
-		c, _ = p.client.pool.get(ctx, addr, false, true, w) // Without one, each send finds out why.
-		if c != nil && (c.form == ProtocolV0 || !c.supports(p.needs())) {
-			p.client.pool.put(c)
-			c = nil
+// Close sends what was taken, waits for the results, at most 30 seconds, and closes
+// Successes and Errors; keep reading them meanwhile. What cannot be sent in that time
+// fails. The Client stays open. It may be called more than once; the error is that of
+// [AsyncProducer.Shutdown].
+func (p *AsyncProducer) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return p.Shutdown(ctx)
+}
+
+// Shutdown is Close with a bound of the caller's. When ctx ends first, what has no result
+// fails, and the error is an [*UndeliveredError] with the results that nobody has read.
+func (p *AsyncProducer) Shutdown(ctx context.Context) error {
+	first := false
+	p.closed.Do(func() {
+		first = true
+		close(p.closing)
+	})
+	if !first {
+		select {
+		case <-p.done:
+			return p.late
+		case <-ctx.Done():
+			return endOf(ctx)
 		}
-		line.conns[addr] = c
 	}
-	line.ways[tp] = c
-	return c
-}
-
-// settleInto settles s and puts the result into its message; nil for success.
-func (p *SyncProducer) settleInto(ctx context.Context, line *pipeline, s *pipelined, start time.Time) *ProducerError {
-	r, err := p.settle(ctx, line, s, start)
-	p.record(s.m, start, err)
-	switch {
-	case err == nil:
-		s.m.Partition, s.m.Offset, s.m.Timestamp = r.Partition, r.Offset, r.Timestamp
-		return nil
-	case s.m == nil:
-		return &ProducerError{Msg: &Message{}, Err: err}
-	default:
-		return &ProducerError{Msg: s.m, Err: err, Metadata: s.m.Metadata}
+	p.intake.Do(func() { close(p.taken) }) // It cannot begin any more.
+	end := p.finish(ctx)
+	p.box.stop(end != nil)
+	<-p.taken
+	// Callbacks of the application that do not return are not waited for much longer.
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if end == nil {
+		patience = ctx
 	}
-}
-
-// settle waits for a message's answer, or sends it by itself if it has not been sent
-// or has failed in a way that may get better.
-func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined, start time.Time) (Receipt, error) {
-	if s.err != nil {
-		return Receipt{}, p.client.waitFailed(ctx, s.name, s.err)
-	}
-	if s.call != nil {
-		resp := newProduceResponse()
-		err := s.conn.finish(ctx, s.call, resp)
-		switch {
-		case err == nil:
-			return receiptOf(s.req, resp)
-		case ctx.Err() != nil || !retriable(err) && (s.m.Partition != PartitionAny || !errors.Is(err, ErrPartitionNotFound)):
-			return Receipt{}, p.client.waitFailed(ctx, s.name, err)
+	p.calls.finish(patience)
+	p.successes.finish(ctx)
+	p.failures.finish(ctx)
+	left := &UndeliveredError{Successes: p.successes.rest(), Failures: p.failures.rest(), Err: end}
+	if len(left.Successes)+len(left.Failures) > 0 {
+		if left.Err == nil {
+			left.Err = endOf(ctx)
 		}
-		if outdated(err) {
-			p.client.metadata.forget(s.m.Topic)
-		}
-		line.broken = true
-		p.client.metrics.Producer.recordRetry()
+		p.late = left
+	} else {
+		p.late = end
 	}
-	return p.send(ctx, s.m, start)
+	p.box.close(patience)
+	p.client.unregister(p)
+	close(p.done)
+	return p.late
 }
 
-// name is how errors call it.
-func (s *pipelined) name() string { return sendName(s.m) }
+// finish takes and sends what is left. The error is ctx's.
+func (p *AsyncProducer) finish(ctx context.Context) error {
+	select {
+	case <-p.taken:
+	case <-ctx.Done():
+		return endOf(ctx)
+	}
+	p.box.refuseMore()
+	return p.box.flush(ctx)
+}

@@ -1,11 +1,11 @@
 package robust
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"math"
+	"math/bits"
 	"slices"
 )
 
@@ -19,15 +19,15 @@ import (
 //	17  append time        int64   the broker's, Unix milliseconds
 //	25  head crc           uint32  CRC-32C of the bytes before it
 //	29  crc                uint32  CRC-32C of all that follows it
-//	33  attributes         uint16  bits 0-2 compression; 3-5 reserved; the rest 0
+//	33  attributes         uint16  bits 0-2 compression, as [Compression] numbers it; 3-5 reserved; the rest 0
 //	35  count              int32   records in the batch; 0 stands for records that are gone; the rest may then be zeros
 //	39  last offset delta  int32   count-1 until a log is compacted
 //	43  first time         int64   of the first record, Unix milliseconds
 //	51  max time           int64   of all records
 //	59  producer id        int64   -1 without
 //	67  producer epoch     int16   -1 without
-//	69  base sequence      int32   -1 without
-//	73  records
+//	69  base sequence      int32   of the first record; -1 without
+//	73  records                    compressed all together, see compress.go
 //
 // The broker's fields lie outside the body's CRC, so that stamping a batch does
 // not cost a pass over it; the head has a CRC of its own, so that a flipped bit in
@@ -63,8 +63,16 @@ const (
 	// batchLengthEnd is where what the length counts begins.
 	batchLengthEnd = batchLengthAt + 4
 
+	// compressionBits are those of the attributes that name the compression.
+	compressionBits = 7
+
 	// minRecordSize is a record with nothing in it: one byte for each field.
 	minRecordSize = 8
+	// maxCompressedRecords is how many records a compressed batch may say that it holds,
+	// whose size says nothing about that.
+	maxCompressedRecords = 1 << 24
+	// maxKeptBuffer is how large a buffer a batchBuilder keeps.
+	maxKeptBuffer = 2 << 20
 )
 
 // castagnoli is CRC-32C, for which processors have an instruction.
@@ -83,6 +91,44 @@ func (b batch) lastOffsetDelta() int32 { return int32(binary.BigEndian.Uint32(b[
 
 func (b batch) firstTime() int64 { return int64(binary.BigEndian.Uint64(b[batchFirstTimeAt:])) }
 func (b batch) maxTime() int64   { return int64(binary.BigEndian.Uint64(b[batchMaxTimeAt:])) }
+
+func (b batch) compression() Compression { return Compression(b.attributes() & compressionBits) }
+
+// producerFields tell whose a batch is, and which of his, so that one that comes twice is
+// recognised.
+type producerFields struct {
+	id       int64
+	epoch    int16
+	sequence int32 // of the first record
+}
+
+// noProducer is what a batch has without.
+func noProducer() producerFields { return producerFields{-1, -1, -1} }
+
+func (b batch) producer() producerFields {
+	return producerFields{
+		id:       int64(binary.BigEndian.Uint64(b[batchProducerAt:])),
+		epoch:    int16(binary.BigEndian.Uint16(b[batchProdEpochAt:])),
+		sequence: int32(binary.BigEndian.Uint32(b[batchSequenceAt:])),
+	}
+}
+
+// setProducer changes the producer's fields, and the checksum with them.
+func (b batch) setProducer(p producerFields) {
+	b.putProducer(p)
+	b.sum()
+}
+
+func (b batch) putProducer(p producerFields) {
+	binary.BigEndian.PutUint64(b[batchProducerAt:], uint64(p.id))
+	binary.BigEndian.PutUint16(b[batchProdEpochAt:], uint16(p.epoch))
+	binary.BigEndian.PutUint32(b[batchSequenceAt:], uint32(p.sequence))
+}
+
+// sum writes the checksum of the body.
+func (b batch) sum() {
+	binary.BigEndian.PutUint32(b[batchCRCAt:], crc32.Checksum(b[batchAttributesAt:], castagnoli))
+}
 
 // nextOffset is the offset behind the batch's last record.
 func (b batch) nextOffset() int64 { return b.baseOffset() + int64(b.lastOffsetDelta()) + 1 }
@@ -118,10 +164,9 @@ func parseBatch(data []byte) (b batch, rest []byte, err error) {
 		return nil, data, fmt.Errorf("%w: record batch: checksum is wrong", ErrMalformed)
 	}
 	switch {
-	case b.attributes() != 0:
+	case b.attributes()&^compressionBits != 0 || b.compression() > CompressionZstd:
 		return nil, data, fmt.Errorf("%w: record batch has attributes %#x, which are not known", ErrMalformed, b.attributes())
-	// Whoever makes room for the records may go by the count.
-	case int64(b.count()) > (size-batchHeaderSize)/minRecordSize:
+	case !b.countFits():
 		return nil, data, fmt.Errorf("%w: record batch of %d bytes cannot hold %d records", ErrMalformed, size, b.count())
 	case b.count() < 0 || b.lastOffsetDelta() < 0 || int64(b.count()) > int64(b.lastOffsetDelta())+1:
 		return nil, data, fmt.Errorf("%w: record batch of %d records has last offset delta %d", ErrMalformed, b.count(), b.lastOffsetDelta())
@@ -131,23 +176,36 @@ func parseBatch(data []byte) (b batch, rest []byte, err error) {
 	return b, data[size:], nil
 }
 
+// countFits tells whether the batch can hold as many records as it says: whoever makes room
+// for the records may go by the count. What stands for records that are gone is not
+// compressed.
+func (b batch) countFits() bool {
+	if b.compression() == CompressionNone {
+		return int(b.count()) <= (len(b)-batchHeaderSize)/minRecordSize
+	}
+	return 0 < b.count() && b.count() <= maxCompressedRecords
+}
+
+// cutBatch returns the first batch of data that parseBatch has let through before.
+func cutBatch(data []byte) batch {
+	n := batchLengthEnd + int(int32(binary.BigEndian.Uint32(data[batchLengthAt:])))
+	return batch(data[:n:n])
+}
+
 // appendBatch appends a batch of messages, uncompressed and unstamped but for a
 // base offset of 0. There must be at least one message.
 func appendBatch(dst []byte, messages ...*Message) batch {
-	start := len(dst)
+	w := batchBuilder{buf: dst, start: len(dst)}
 	size := batchHeaderSize
 	for _, m := range messages {
-		size += int(m.Size()) + 4*binary.MaxVarintLen64 + 2*binary.MaxVarintLen32*len(m.Headers)
+		size += int(m.Size()) + recordOverhead + len(m.ID) + 2*binary.MaxVarintLen32*len(m.Headers)
 	}
-	dst = slices.Grow(dst, size)[:start+batchHeaderSize]
-	clear(dst[start:])
-	first, latest := messages[0].Timestamp, messages[0].Timestamp
-	for i, m := range messages {
-		latest = max(latest, m.Timestamp)
-		dst = appendRecord(dst, int64(i), m.Timestamp-first, m)
+	w.buf = slices.Grow(w.buf, size)
+	for _, m := range messages {
+		w.add(m, m.Timestamp)
 	}
-	batch(dst[start:]).setHeader(int32(len(messages)), int32(len(messages)-1), first, latest)
-	return dst
+	w.putHeader(w.buf[w.start:], CompressionNone, noProducer())
+	return w.buf
 }
 
 // emptyBatch returns a batch of size bytes that stands for count offsets whose records are
@@ -159,52 +217,153 @@ func emptyBatch(base, count int64, size int, before batch) batch {
 	if before != nil {
 		epoch, appended, latest = before.epoch(), before.appendTime(), before.maxTime()
 	}
-	b.setHeader(0, int32(count-1), latest, latest)
+	b.setHeader(CompressionNone, 0, int32(count-1), latest, latest, noProducer())
 	b.stamp(base, epoch, appended)
 	return b
 }
 
 // setHeader writes the fields of a batch that has its bytes behind the header, for a base
-// offset of 0 and without producer.
-func (b batch) setHeader(count, lastDelta int32, first, latest int64) {
+// offset of 0.
+func (b batch) setHeader(c Compression, count, lastDelta int32, first, latest int64, p producerFields) {
 	binary.BigEndian.PutUint32(b[batchLengthAt:], uint32(len(b)-batchLengthEnd))
 	b[batchMagicAt] = batchMagic
+	binary.BigEndian.PutUint16(b[batchAttributesAt:], uint16(c))
 	binary.BigEndian.PutUint32(b[batchCountAt:], uint32(count))
 	binary.BigEndian.PutUint32(b[batchLastDeltaAt:], uint32(lastDelta))
 	binary.BigEndian.PutUint64(b[batchFirstTimeAt:], uint64(first))
 	binary.BigEndian.PutUint64(b[batchMaxTimeAt:], uint64(latest))
-	none := int64(-1)
-	binary.BigEndian.PutUint64(b[batchProducerAt:], uint64(none))
-	binary.BigEndian.PutUint16(b[batchProdEpochAt:], uint16(none))
-	binary.BigEndian.PutUint32(b[batchSequenceAt:], uint32(none))
-	binary.BigEndian.PutUint32(b[batchCRCAt:], crc32.Checksum(b[batchAttributesAt:], castagnoli))
+	b.putProducer(p)
+	b.sum()
 	b.stamp(0, 0, 0)
 }
 
+// batchBuilder makes a batch, record by record, in a buffer that it uses again. The zero
+// value is ready for use. It must not be used concurrently.
+type batchBuilder struct {
+	buf    []byte // from start on room for the header, then the records
+	start  int
+	n      int32
+	first  int64 // time of the first record
+	latest int64 // time of the latest
+	packed []byte
+}
+
+// count returns how many records have been added.
+func (w *batchBuilder) count() int { return int(w.n) }
+
+// size returns how long the batch is, if it is not compressed.
+func (w *batchBuilder) size() int { return max(len(w.buf)-w.start, batchHeaderSize) }
+
+// reset forgets the records. It keeps the buffers, unless they are large.
+func (w *batchBuilder) reset() {
+	w.buf, w.start, w.n = w.buf[:0], 0, 0
+	if cap(w.buf) > maxKeptBuffer {
+		w.buf = nil
+	}
+	if cap(w.packed) > maxKeptBuffer {
+		w.packed = nil
+	}
+}
+
+// add appends a record. Of m it takes ID, key, value and headers, which it copies.
+func (w *batchBuilder) add(m *Message, timestamp int64) {
+	if w.n == 0 {
+		w.buf = append(w.buf[:w.start], make([]byte, batchHeaderSize)...)
+		w.first, w.latest = timestamp, timestamp
+	}
+	w.latest = max(w.latest, timestamp)
+	w.buf = appendRecord(w.buf, int64(w.n), timestamp-w.first, m)
+	w.n++
+}
+
+// finish returns the batch of the records that were added, at least one. It is compressed
+// only if that makes it shorter. If it is not it is the builder's buffer: good until reset
+// or add is called. The builder keeps the records: with other fields, or another
+// compression, the same ones make another batch.
+func (w *batchBuilder) finish(c Compression, p producerFields) (batch, error) {
+	b := batch(w.buf[w.start:len(w.buf):len(w.buf)])
+	if c != CompressionNone {
+		packed, err := c.compress(w.packed[:0], b[batchHeaderSize:])
+		if err != nil {
+			return nil, err
+		}
+		w.packed = packed
+		if batchHeaderSize+len(packed) < len(b) {
+			b = slices.Concat(b[:batchHeaderSize], packed)
+		} else {
+			c = CompressionNone
+		}
+	}
+	w.putHeader(b, c, p)
+	return b, nil
+}
+
+func (w *batchBuilder) putHeader(b batch, c Compression, p producerFields) {
+	b.setHeader(c, w.n, w.n-1, w.first, w.latest, p)
+}
+
+// recordOverhead is at least what a record takes beside its ID, key, value and headers.
+const recordOverhead = 1 + 7*binary.MaxVarintLen64
+
+// appendRecord appends a record, with one look at each of the message's fields.
 func appendRecord(dst []byte, offsetDelta, timeDelta int64, m *Message) []byte {
-	dst = binary.AppendUvarint(dst, uint64(recordSize(offsetDelta, timeDelta, m)))
-	dst = append(dst, 0)
-	dst = binary.AppendVarint(dst, offsetDelta)
-	dst = binary.AppendVarint(dst, timeDelta)
-	dst = appendCounted(dst, m.ID)
-	dst = appendNullable(dst, m.Key)
-	dst = appendNullable(dst, m.Value)
-	dst = binary.AppendUvarint(dst, uint64(len(m.Headers)))
+	// What the length says, but for names and values of headers.
+	size := 1 + varintSize(offsetDelta) + varintSize(timeDelta) +
+		countedSize(len(m.ID)) + nullableSize(m.Key) + nullableSize(m.Value) + uvarintSize(uint64(len(m.Headers)))
+	start := len(dst)
+	dst = slices.Grow(dst, binary.MaxVarintLen64+size)
+	b := dst[start : start+binary.MaxVarintLen64+size]
+	n := putUvarint(b, uint64(size))
+	behind := n
+	b[n] = 0
+	n++
+	n += putVarint(b[n:], offsetDelta)
+	n += putVarint(b[n:], timeDelta)
+	n += putUvarint(b[n:], uint64(len(m.ID)))
+	n += copy(b[n:], m.ID)
+	n += putNullable(b[n:], m.Key)
+	n += putNullable(b[n:], m.Value)
+	n += putUvarint(b[n:], uint64(len(m.Headers)))
+	dst = dst[:start+n]
+	if len(m.Headers) == 0 {
+		return dst
+	}
 	for k, v := range m.Headers {
 		dst = appendCounted(dst, k)
 		dst = appendCounted(dst, v)
 	}
+	return fixLength(dst, start, behind)
+}
+
+// fixLength writes the length of the record at start anew, whose first field stands behind
+// a length of n bytes.
+func fixLength(dst []byte, start, n int) []byte {
+	size := uint64(len(dst) - start - n)
+	if want := uvarintSize(size); want > n {
+		var room [binary.MaxVarintLen64]byte
+		dst = slices.Insert(dst, start+n, room[:want-n]...)
+	}
+	putUvarint(dst[start:], size)
 	return dst
 }
 
-// recordSize is what a record's length field says.
-func recordSize(offsetDelta, timeDelta int64, m *Message) int {
-	n := 1 + varintSize(offsetDelta) + varintSize(timeDelta) +
-		countedSize(len(m.ID)) + nullableSize(m.Key) + nullableSize(m.Value) + uvarintSize(uint64(len(m.Headers)))
-	for k, v := range m.Headers {
-		n += countedSize(len(k)) + countedSize(len(v))
+func putUvarint(b []byte, v uint64) int {
+	if v < 0x80 {
+		b[0] = byte(v)
+		return 1
 	}
-	return n
+	return binary.PutUvarint(b, v)
+}
+
+func putVarint(b []byte, v int64) int { return putUvarint(b, uint64(v)<<1^uint64(v>>63)) }
+
+func putNullable(b, field []byte) int {
+	if field == nil {
+		b[0] = 1 // -1
+		return 1
+	}
+	n := putVarint(b, int64(len(field)))
+	return n + copy(b[n:], field)
 }
 
 func appendCounted(dst []byte, s string) []byte {
@@ -212,152 +371,15 @@ func appendCounted(dst []byte, s string) []byte {
 	return append(dst, s...)
 }
 
-func appendNullable(dst, b []byte) []byte {
-	if b == nil {
-		return binary.AppendVarint(dst, -1)
-	}
-	dst = binary.AppendVarint(dst, int64(len(b)))
-	return append(dst, b...)
-}
-
 func countedSize(n int) int { return uvarintSize(uint64(n)) + n }
 
 func nullableSize(b []byte) int {
 	if b == nil {
-		return varintSize(-1)
+		return 1
 	}
-	return varintSize(int64(len(b))) + len(b)
+	return uvarintSize(uint64(len(b))<<1) + len(b)
 }
 
 func varintSize(v int64) int { return uvarintSize(uint64(v)<<1 ^ uint64(v>>63)) }
 
-func uvarintSize(v uint64) int {
-	n := 1
-	for v >= 0x80 {
-		v >>= 7
-		n++
-	}
-	return n
-}
-
-// recordReader reads a batch's records in order. Keys and values alias the batch.
-type recordReader struct {
-	b         batch
-	rest      []byte
-	left      int32
-	lastDelta int64 // offset delta of the record read last, -1 before the first
-}
-
-func (b batch) records() recordReader {
-	return recordReader{b: b, rest: b[batchHeaderSize:], left: b.count(), lastDelta: -1}
-}
-
-// next reads one record into m, all but its Topic and Partition. It returns false
-// behind the last one, and an error on records that are not as the header says.
-func (r *recordReader) next(m *Message) (bool, error) {
-	if r.left == 0 {
-		if len(r.rest) > 0 && (r.b.count() > 0 || bytes.Trim(r.rest, "\x00") != nil) {
-			return false, fmt.Errorf("%w: %d bytes behind the last record of a batch", ErrMalformed, len(r.rest))
-		}
-		return false, nil
-	}
-	r.left--
-	n, w := binary.Uvarint(r.rest)
-	if w <= 0 || n > uint64(len(r.rest)-w) {
-		return false, fmt.Errorf("%w: record length", ErrMalformed)
-	}
-	f := fieldReader{b: r.rest[w : w+int(n)]}
-	r.rest = r.rest[w+int(n):]
-	attributes := f.byte()
-	offsetDelta := f.varint()
-	timeDelta := f.varint()
-	m.ID = string(f.take(f.uvarint()))
-	m.Key = f.nullable()
-	m.Value = f.nullable()
-	m.Headers = f.headers()
-	if f.bad || len(f.b) > 0 || attributes != 0 || offsetDelta <= r.lastDelta || offsetDelta > int64(r.b.lastOffsetDelta()) {
-		return false, fmt.Errorf("%w: record at offset %d or behind it", ErrMalformed, r.b.baseOffset()+r.lastDelta+1)
-	}
-	r.lastDelta = offsetDelta
-	m.Offset = r.b.baseOffset() + offsetDelta
-	m.Timestamp = r.b.firstTime() + timeDelta
-	return true, nil
-}
-
-// fieldReader reads the fields of one record; bad is set, and stays, when they run
-// over its end.
-type fieldReader struct {
-	b   []byte
-	bad bool
-}
-
-func (f *fieldReader) byte() byte {
-	if b := f.take(1); len(b) == 1 {
-		return b[0]
-	}
-	return 0
-}
-
-func (f *fieldReader) varint() int64 {
-	v, n := binary.Varint(f.b)
-	if n <= 0 {
-		f.bad, f.b = true, nil
-		return 0
-	}
-	f.b = f.b[n:]
-	return v
-}
-
-func (f *fieldReader) uvarint() uint64 {
-	v, n := binary.Uvarint(f.b)
-	if n <= 0 {
-		f.bad, f.b = true, nil
-		return 0
-	}
-	f.b = f.b[n:]
-	return v
-}
-
-func (f *fieldReader) take(n uint64) []byte {
-	if n > uint64(len(f.b)) {
-		f.bad, f.b = true, nil
-		return nil
-	}
-	b := f.b[:n:n]
-	f.b = f.b[n:]
-	return b
-}
-
-func (f *fieldReader) nullable() []byte {
-	n := f.varint()
-	if n == -1 {
-		return nil
-	}
-	return f.take(uint64(n)) // A length below -1 becomes one that is not there.
-}
-
-func (f *fieldReader) headers() map[string]string {
-	n := f.uvarint()
-	// Each header takes two bytes at least: a count beyond that is a lie, and
-	// must not be counted to.
-	if n > uint64(len(f.b))/2 {
-		f.bad, f.b = true, nil
-		return nil
-	}
-	if n == 0 {
-		return nil
-	}
-	// Nor does a count size the map: all of its headers may have the same key.
-	h := make(map[string]string, min(n, 8))
-	for range n {
-		k := f.take(f.uvarint())
-		h[string(k)] = string(f.take(f.uvarint()))
-	}
-	return h
-}
-
-// cutBatch returns the first batch of data that parseBatch has let through before.
-func cutBatch(data []byte) batch {
-	n := batchLengthEnd + int(int32(binary.BigEndian.Uint32(data[batchLengthAt:])))
-	return batch(data[:n:n])
-}
+func uvarintSize(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -163,6 +162,7 @@ type fetchedMessages struct {
 	maxBytes    int
 	maxMessages int
 	frame       int // bytes of a frame that are left
+	maxFrame    int // bytes of a frame
 }
 
 // newFetchedMessages begins the answer to req.
@@ -174,7 +174,7 @@ func newFetchedMessages(req *fetchRequest, maxFrame int) *fetchedMessages {
 		maxBytes: req.MaxBytes, maxMessages: req.MaxMessages,
 		// In the form that takes more room, base64 around base64, the answer
 		// must still fit a frame.
-		frame: maxFrame / 2,
+		frame: maxFrame / 2, maxFrame: maxFrame,
 	}
 	if f.maxBytes <= 0 {
 		f.maxBytes = defaultFetchBytes
@@ -315,17 +315,18 @@ func (p *partition) collect(ctx context.Context, f *fetchedMessages, offset int6
 }
 
 // collectBatch adds one batch's messages from offset on to f; more tells whether all
-// of them were wanted.
+// of them were wanted. A batch that is larger than a frame when it is decompressed could
+// not have been sent plain, and is refused.
 func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (more bool, err error) {
+	if b, err = b.plain(f.maxFrame); err != nil {
+		return false, err
+	}
 	records := b.records()
 	for {
 		m := &Message{Topic: p.topic, Partition: p.id}
-		another, err := records.next(m)
+		another, err := records.nextFrom(offset, m)
 		if err != nil || !another {
 			return err == nil, err
-		}
-		if m.Offset < offset {
-			continue
 		}
 		if m.ID == "" {
 			m.ID = messageID(p.topic, p.id, m.Offset)
@@ -335,16 +336,6 @@ func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (mor
 		}
 		f.Epoch = b.epoch()
 	}
-}
-
-// messageID is the ID of a message that its producer gave none.
-func messageID(topic string, partition int32, offset int64) string {
-	b := make([]byte, 0, len(topic)+24)
-	b = append(b, topic...)
-	b = append(b, '-')
-	b = strconv.AppendInt(b, int64(partition), 10)
-	b = append(b, '-')
-	return string(strconv.AppendInt(b, offset, 10))
 }
 
 // await waits until a fetch has enough to be answered with, its time is over, stop is
@@ -367,7 +358,7 @@ func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan stru
 		}
 		changed := p.changed()
 		// Only what has come since the last look is looked at.
-		size, count, to, err := p.measure(ctx, next, left)
+		size, count, to, err := p.measure(ctx, next, left, s.cfg.maxFrameBytes)
 		left, messages, next = left-size, messages-count, to
 		if err != nil || messages < wanted.maxMessages && left <= 0 || messages <= 0 {
 			return
@@ -383,8 +374,8 @@ func (s *service) await(ctx context.Context, req *fetchRequest, stop <-chan stru
 }
 
 // measure counts the messages from offset on and their bytes, until there are enough
-// bytes. It returns where it stopped.
-func (p *partition) measure(ctx context.Context, offset int64, enough int) (size, count int, next int64, err error) {
+// bytes. It returns where it stopped. maxFrame is as for collectBatch.
+func (p *partition) measure(ctx context.Context, offset int64, enough, maxFrame int) (size, count int, next int64, err error) {
 	for size < enough || count == 0 {
 		read, err := p.log.Read(ctx, offset, enough-size)
 		if err != nil || len(read.Batches) == 0 {
@@ -394,18 +385,12 @@ func (p *partition) measure(ctx context.Context, offset int64, enough int) (size
 		for rest := read.Batches; len(rest) > 0; {
 			b := cutBatch(rest)
 			rest = rest[len(b):]
-			records := b.records()
-			for {
-				var m Message
-				more, err := records.next(&m)
-				if err != nil || !more {
-					break // Damage is for fetch to find.
-				}
-				if m.Offset >= offset {
-					size += int(m.Size())
-					count++
-				}
-			}
+			if size >= enough && b.baseOffset() >= offset {
+				count += int(b.count()) // Their size makes no difference any more.
+			} else {
+				more, records := b.weigh(offset, maxFrame)
+				size, count = size+more, count+records
+			} // Damage is for fetch to find.
 			offset = b.nextOffset()
 		}
 		read.Release()

@@ -274,14 +274,7 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 		}
 	}
 	if !conn.supports(r.feature) {
-		e := &BrokerError{
-			Addr: addr, Request: req.kind().String(), condition: ErrUnsupported,
-			Message: "not supported, the broker has not announced " + r.feature,
-		}
-		if r.feature == featureAcks {
-			e.Message = "an acknowledgement of what is synced is " + e.Message
-		}
-		return e
+		return unsupported(addr, req.kind(), r.feature)
 	}
 	k, err := conn.begin(ctx, req, min(limit, c.cfg.requestTimeout)+r.hold)
 	if err != nil {
@@ -292,6 +285,19 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 		r.by.set(addr, conn.supports(featureGroups))
 	}
 	return err
+}
+
+// unsupported is the error of a request that needs a feature which the broker has not
+// announced.
+func unsupported(addr string, kind requestType, feature string) error {
+	e := &BrokerError{
+		Addr: addr, Request: kind.String(), condition: ErrUnsupported,
+		Message: "not supported, the broker has not announced " + feature,
+	}
+	if feature == featureAcks {
+		e.Message = "an acknowledgement of what is synced is " + e.Message
+	}
+	return e
 }
 
 // faultBackoff is the wait between rounds in which no broker could be reached.

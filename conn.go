@@ -281,6 +281,19 @@ func (c *conn) encode(k *call, out *outgoingCall) (frame []byte, size int, err e
 	return frame, size, nil
 }
 
+// ended tells that no call can be made any more.
+func (c *conn) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// congested tells that a call would wait until others are written.
+func (c *conn) congested() bool { return c.out.room(maxQueuedBytes) != nil }
+
 // awaitRoom waits while more is queued than the network takes.
 func (c *conn) awaitRoom(ctx context.Context, timeout time.Duration) error {
 	room := c.out.room(maxQueuedBytes)
@@ -370,6 +383,11 @@ func (c *conn) finish(ctx context.Context, k *call, resp response) error {
 			return endOf(ctx)
 		}
 	}
+	return c.result(k, resp)
+}
+
+// result decodes the answer to a call that is complete; see finish.
+func (c *conn) result(k *call, resp response) error {
 	if k.err != nil {
 		return k.err
 	}

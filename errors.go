@@ -64,6 +64,10 @@ var (
 	ErrDataDirInUse = errors.New("robust: data directory is in use")
 )
 
+// errOutOfOrderSequence: a batch of a producer whose batches are numbered does not follow
+// on the last one that was stored. The client that numbers them deals with it.
+var errOutOfOrderSequence = errors.New("robust: out of order sequence")
+
 // errorCode is the stable word for a condition on the wire (error_code).
 type errorCode string
 
@@ -97,6 +101,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrUnknownMember, "UNKNOWN_MEMBER", []string{"unknown member", "member*not found"}},
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
+	{errOutOfOrderSequence, "OUT_OF_ORDER_SEQUENCE", nil},
 	{ErrStorage, "STORAGE", nil},
 	{ErrCorrupt, "CORRUPT", nil},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},

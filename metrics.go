@@ -48,13 +48,25 @@ func (m *ProducerMetrics) RecordSent(bytes uint64, latency time.Duration) {
 	// that is not there.
 	m.bytesSent.Add(bytes)
 	m.latencySum.Add(int64(latency))
+	m.raiseLatency(latency)
+	m.messagesSent.Add(1)
+}
+
+// recordBatch counts n messages at once; sum and longest are of their latencies.
+func (m *ProducerMetrics) recordBatch(n, bytes uint64, sum, longest time.Duration) {
+	m.bytesSent.Add(bytes) // As in RecordSent.
+	m.latencySum.Add(int64(sum))
+	m.raiseLatency(longest)
+	m.messagesSent.Add(n)
+}
+
+func (m *ProducerMetrics) raiseLatency(latency time.Duration) {
 	for {
 		longest := m.latencyMax.Load()
 		if int64(latency) <= longest || m.latencyMax.CompareAndSwap(longest, int64(latency)) {
-			break
+			return
 		}
 	}
-	m.messagesSent.Add(1)
 }
 
 // RecordFailed counts one message that was not stored.

@@ -17,9 +17,16 @@ import (
 // they override it.
 type Option interface{ apply(c *config) }
 
-// ProducerOption configures a [SyncProducer], or, given to [New], every producer.
-type ProducerOption interface {
+// AsyncOption configures an [AsyncProducer], or, given to [New], every one.
+type AsyncOption interface {
 	Option
+	asyncOption()
+}
+
+// ProducerOption configures a [SyncProducer] or an [AsyncProducer], or, given to [New],
+// every producer.
+type ProducerOption interface {
+	AsyncOption
 	producerOption()
 }
 
@@ -52,7 +59,13 @@ func (f clientOption) apply(c *config) { f(c) }
 type producerOption func(*config)
 
 func (f producerOption) apply(c *config) { f(c) }
+func (producerOption) asyncOption()      {}
 func (producerOption) producerOption()   {}
+
+type asyncOption func(*config)
+
+func (f asyncOption) apply(c *config) { f(c) }
+func (asyncOption) asyncOption()      {}
 
 type groupOption func(*config)
 
@@ -98,6 +111,17 @@ type config struct {
 	deliveryTimeout time.Duration
 	partitioner     Partitioner
 	acks            Acks
+	compression     Compression
+
+	// Batches of producers.
+	batchSize        int
+	batchBytes       int
+	batchTimeout     time.Duration
+	flushPolicy      func(PendingBatch) bool // nil: none
+	maxBufferedBytes int
+	inputBuffer      int
+	returnSuccesses  bool
+	returnErrors     bool
 
 	// Consumers.
 	startOffset      int64
@@ -166,6 +190,13 @@ func defaultConfig() config {
 		retryBackoff:      100 * time.Millisecond,
 		deliveryTimeout:   time.Minute,
 		partitioner:       HashPartitioner(),
+		batchSize:         100,
+		batchBytes:        1 << 20,
+		batchTimeout:      10 * time.Millisecond,
+		maxBufferedBytes:  64 << 20,
+		inputBuffer:       1000,
+		returnSuccesses:   true,
+		returnErrors:      true,
 		startOffset:       OffsetOldest,
 		fetchMaxMessages:  500,
 		fetchMinBytes:     1,
@@ -240,6 +271,12 @@ func (c *config) validate() error {
 		wait("WithDeliveryTimeout", c.deliveryTimeout, 1),
 		{"WithPartitioner", c.partitioner != nil, "nil", "a function"},
 		{"WithAcks", c.acks == AcksStored || c.acks == AcksSynced, c.acks, "AcksStored or AcksSynced"},
+		{"WithCompression", c.compression <= CompressionZstd, c.compression, "CompressionNone to CompressionZstd"},
+		{"WithBatchSize", c.batchSize > 0, c.batchSize, "more than 0"},
+		{"WithBatchBytes", c.batchBytes > 0 && c.batchBytes <= math.MaxInt32, c.batchBytes, "1 to 2147483647"},
+		wait("WithBatchTimeout", c.batchTimeout, 0),
+		{"WithMaxBufferedBytes", c.maxBufferedBytes > 0, c.maxBufferedBytes, "more than 0"},
+		{"WithInputBuffer", c.inputBuffer >= 0 && c.inputBuffer <= 1<<20, c.inputBuffer, "0 to 1048576"},
 		{"WithStartOffset", c.startOffset >= OffsetOldest, c.startOffset, "an offset, OffsetOldest or OffsetNewest"},
 		{"WithFetchMaxMessages", c.fetchMaxMessages > 0, c.fetchMaxMessages, "more than 0"},
 		{"WithFetchMinBytes", c.fetchMinBytes > 0, c.fetchMinBytes, "more than 0"},
@@ -374,6 +411,67 @@ func WithPartitioner(p Partitioner) ProducerOption {
 // cannot promise that: it is an older one, or keeps its messages in memory.
 func WithAcks(a Acks) ProducerOption {
 	return producerOption(func(c *config) { c.acks = a })
+}
+
+// WithBatchSize sets how many messages of a partition make a batch that waits for no more
+// (default 100). Those that come while it has to wait for its turn join it, up to
+// [WithBatchBytes].
+func WithBatchSize(n int) AsyncOption {
+	return asyncOption(func(c *config) { c.batchSize = n })
+}
+
+// WithBatchBytes sets how many bytes a batch may have, encoded (default 1 MiB; less where
+// frames are smaller). A larger message is a batch of its own.
+func WithBatchBytes(n int) AsyncOption {
+	return asyncOption(func(c *config) { c.batchBytes = n })
+}
+
+// WithBatchTimeout sets how long a batch waits for more messages while others are under
+// way to its broker (default 10ms). A broker that has answered everything is sent what
+// there is at once.
+func WithBatchTimeout(d time.Duration) AsyncOption {
+	return asyncOption(func(c *config) { c.batchTimeout = d })
+}
+
+// WithFlushPolicy sets a function that is asked after each message whether its batch is to
+// be sent now (default: none; [WithBatchSize] and [WithBatchTimeout] decide, as they also
+// do beside it). It is called concurrently, and must not wait.
+func WithFlushPolicy(policy func(PendingBatch) bool) AsyncOption {
+	return asyncOption(func(c *config) { c.flushPolicy = policy })
+}
+
+// WithMaxBufferedBytes bounds the messages that a producer has taken and whose results are
+// not there, or not read: their [Message.Size] and 128 bytes for each (default 64 MiB).
+// Who sends more waits, and nothing is dropped.
+func WithMaxBufferedBytes(n int) AsyncOption {
+	return asyncOption(func(c *config) { c.maxBufferedBytes = n })
+}
+
+// WithInputBuffer sets how many messages the channel of [AsyncProducer.Input] holds
+// (default 1000).
+func WithInputBuffer(n int) AsyncOption {
+	return asyncOption(func(c *config) { c.inputBuffer = n })
+}
+
+// WithReturnSuccesses sets whether messages that were stored are told on
+// [AsyncProducer.Successes], which then has to be read (default true).
+func WithReturnSuccesses(on bool) AsyncOption {
+	return asyncOption(func(c *config) { c.returnSuccesses = on })
+}
+
+// WithReturnErrors sets whether messages that were not stored are told on
+// [AsyncProducer.Errors], which then has to be read (default true). Failures are counted
+// and, the first of a kind, logged in any case.
+func WithReturnErrors(on bool) AsyncOption {
+	return asyncOption(func(c *config) { c.returnErrors = on })
+}
+
+// WithCompression sets how batches are compressed (default [CompressionNone]): by the
+// producer, so that the broker stores and serves them as they came, and consumers
+// decompress. A batch that does not shrink is sent plain. Where the broker does not take
+// batches, because it is an older one, messages are sent without compression.
+func WithCompression(c Compression) ProducerOption {
+	return producerOption(func(o *config) { o.compression = c })
 }
 
 // WithStartOffset sets where reading begins: an offset, [OffsetOldest] or

@@ -5,19 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // SyncProducer sends messages and waits until a broker has stored them. It is safe
-// for concurrent use; concurrent sends share connections and writes.
+// for concurrent use; what is sent concurrently shares requests and writes.
 //
-// A message is stored at least once when its send succeeds. When a connection
-// breaks before the answer, the message is sent again, and it is stored twice if
-// the broker had stored it. Messages that one goroutine sends to a partition one
-// after the other are stored in that order.
+// A message is stored at least once when its send succeeds, and exactly once where the
+// broker recognises what is sent again after a connection broke, as those of this package
+// do. Messages that one goroutine sends to a partition one after the other are stored in
+// that order.
 type SyncProducer struct {
 	client *Client
 	cfg    config
+	box    *outbox
+	// plain is when a broker was found to take single messages only, in Unix nanoseconds; 0:
+	// none was.
+	plain   atomic.Int64
+	waiters sync.Pool // of *sendWaiter
 
 	closing chan struct{} // closed when Close begins: nothing is tried again
 	idle    chan struct{} // closed when no send is under way after that
@@ -46,6 +52,10 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 		return nil, err
 	}
 	p := &SyncProducer{client: c, cfg: cfg, closing: make(chan struct{}), idle: make(chan struct{})}
+	p.box = newOutbox(c, &p.cfg, false, func(b *outBatch) {
+		p.box.count(b)
+		p.box.release(b, b.tell(p.box))
+	})
 	if err := c.register(p, nil); err != nil {
 		return nil, err
 	}
@@ -75,8 +85,92 @@ func (p *SyncProducer) Send(ctx context.Context, m *Message) (Receipt, error) {
 		return Receipt{}, err
 	}
 	defer p.leave()
+	if !p.isPlain(start) {
+		r, err := p.sendBatched(ctx, m, start)
+		if !errors.Is(err, errPlainBroker) {
+			return r, err
+		}
+		p.plain.Store(start.UnixNano())
+	}
 	r, err := p.send(ctx, m, start)
 	p.record(m, start, err)
+	return r, err
+}
+
+// isPlain tells whether a broker was found lately that takes single messages only.
+func (p *SyncProducer) isPlain(now time.Time) bool {
+	at := p.plain.Load()
+	return at != 0 && now.UnixNano()-at < int64(p.cfg.metadataMaxAge)
+}
+
+// fate is what becomes of a message, for one who waits for it.
+type fate struct {
+	state   atomic.Int32
+	receipt Receipt
+	err     error
+}
+
+// States of a fate. Whoever changes it from the first has the say.
+const (
+	fateOpen int32 = iota
+	fateKnown
+	fateGivenUp
+)
+
+// set tells that it is known, unless nobody waits any more.
+func (f *fate) set(r Receipt, err error) bool {
+	if f.state.Load() != fateOpen {
+		return false
+	}
+	f.receipt, f.err = r, err
+	return f.state.CompareAndSwap(fateOpen, fateKnown)
+}
+
+// sendWaiter waits for one message.
+type sendWaiter struct {
+	fate
+
+	done chan struct{} // gets a token when the fate is known
+}
+
+func (w *sendWaiter) gaveUp() bool { return w.state.Load() == fateGivenUp }
+
+func (w *sendWaiter) settle(_ *entry, r Receipt, err error) {
+	if w.set(r, err) {
+		w.done <- struct{}{}
+	}
+}
+
+// sendBatched sends one message by way of the outbox.
+func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.Time) (Receipt, error) {
+	if ctx.Err() != nil {
+		p.client.metrics.Producer.RecordFailed()
+		return Receipt{}, p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+	}
+	w, ok := p.waiters.Get().(*sendWaiter)
+	if !ok {
+		w = &sendWaiter{done: make(chan struct{}, 1)}
+	}
+	if err := p.box.accept(ctx, m, w, 0, start); err != nil {
+		p.client.metrics.Producer.RecordFailed()
+		return Receipt{}, err
+	}
+	select {
+	case <-w.done:
+	default:
+		select {
+		case <-w.done:
+		case <-ctx.Done():
+			if w.state.CompareAndSwap(fateOpen, fateGivenUp) {
+				p.client.metrics.Producer.RecordFailed()
+				return Receipt{}, p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+			}
+			<-w.done // It has come after all.
+		}
+	}
+	r, err := w.receipt, w.err
+	w.fate = fate{}
+	p.waiters.Put(w)
 	return r, err
 }
 
@@ -174,24 +268,12 @@ func sendName(m *Message) string {
 	if m == nil {
 		return "send"
 	}
-	if m.Partition == PartitionAny {
-		return "send to " + m.Topic
-	}
-	return fmt.Sprintf("send to %s/%d", m.Topic, m.Partition)
+	return sendNameOf(m.Topic, m.Partition)
 }
 
 // request checks m and makes its request; the partition comes later.
 func (p *SyncProducer) request(m *Message, now time.Time) (*produceRequest, error) {
-	if m == nil {
-		return nil, fmt.Errorf("%w: the message is nil", ErrInvalidRequest)
-	}
-	if err := checkTopicName(m.Topic); err != nil {
-		return nil, err
-	}
-	if m.Partition < PartitionAny {
-		return nil, fmt.Errorf("%w: %s/%d", ErrPartitionNotFound, m.Topic, m.Partition)
-	}
-	if err := checkMessageID(m.ID); err != nil {
+	if err := checkOutgoing(m); err != nil {
 		return nil, err
 	}
 	if size := m.Size(); size > uint64(p.cfg.maxFrameBytes) {
@@ -224,12 +306,8 @@ func (p *SyncProducer) route(ctx context.Context, m *Message, req *produceReques
 	case m.Partition >= 0:
 		return nil
 	}
-	n := p.cfg.partitioner(m, entry.partitions)
-	if n < 0 || n >= entry.partitions {
-		return fmt.Errorf("%w: WithPartitioner: returned %d for a topic of %d partitions", ErrInvalidConfig, n, entry.partitions)
-	}
-	req.Partition = n
-	return nil
+	req.Partition, err = choosePartition(p.cfg.partitioner, m, entry.partitions)
+	return err
 }
 
 // enter counts a send in.
@@ -293,18 +371,25 @@ func (p *SyncProducer) Shutdown(ctx context.Context) error {
 		}
 	}
 	p.mu.Unlock()
+	p.box.stop(false)
 	select {
 	case <-p.idle:
-		p.client.unregister(p)
+		p.ended()
 		return nil
 	case <-ctx.Done():
 		p.mu.Lock()
 		sends := p.sends
 		p.mu.Unlock()
 		if sends == 0 {
-			p.client.unregister(p)
+			p.ended()
 			return nil
 		}
 		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: endOf(ctx)}
 	}
+}
+
+// ended lets go of a producer of which nothing is under way any more.
+func (p *SyncProducer) ended() {
+	p.box.close(context.Background())
+	p.client.unregister(p)
 }

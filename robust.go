@@ -173,6 +173,15 @@ type TopicPartition struct {
 	Partition int32
 }
 
+// PendingBatch is a batch that waits to be sent, as [WithFlushPolicy] sees it.
+type PendingBatch struct {
+	Topic     string
+	Partition int32
+	Messages  int
+	Bytes     int       // encoded
+	Since     time.Time // when its first message was taken
+}
+
 // Acks is how well a message is stored when a broker acknowledges it.
 type Acks int
 
@@ -193,6 +202,40 @@ func (a Acks) String() string {
 		return "synced"
 	default:
 		return "Acks(" + strconv.Itoa(int(a)) + ")"
+	}
+}
+
+// Compression is how the records of a batch are compressed, on the wire and in the log.
+type Compression uint8
+
+const (
+	// CompressionNone leaves records as they are. That is the default.
+	CompressionNone Compression = iota
+	// CompressionGzip is for readers that have nothing else: it is the slowest.
+	CompressionGzip
+	// CompressionSnappy is fast, and makes text half as long.
+	CompressionSnappy
+	// CompressionLZ4 is as fast as Snappy to write and faster to read.
+	CompressionLZ4
+	// CompressionZstd makes batches shortest, at a moderate price.
+	CompressionZstd
+)
+
+// String returns "none", "gzip", "snappy", "lz4" or "zstd".
+func (c Compression) String() string {
+	switch c {
+	case CompressionNone:
+		return "none"
+	case CompressionGzip:
+		return "gzip"
+	case CompressionSnappy:
+		return "snappy"
+	case CompressionLZ4:
+		return "lz4"
+	case CompressionZstd:
+		return "zstd"
+	default:
+		return "Compression(" + strconv.Itoa(int(c)) + ")"
 	}
 }
 

@@ -1,0 +1,236 @@
+package robust
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// failedLocked decides what becomes of a batch that was not stored, or may not have been:
+// it is sent again, or done with, and then in the list.
+func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
+	o := q.box
+	b.last = err
+	again, wait := true, time.Duration(0)
+	switch {
+	case errors.Is(err, errOutOfOrderSequence), errors.Is(err, ErrFenced) && b.producer.id >= 0:
+		// It was not stored. Is it because of a batch before it, that is still to come?
+		if q.firstLocked(b) {
+			q.renumber = true
+			b.refusals++
+			again = b.refusals <= maxRenumbers
+		}
+	case connectionFault(err):
+		b.inDoubt = b.inDoubt || !unsent(err)
+		b.faults++
+		wait = faultBackoff.before(b.faults)
+	case !retriable(err):
+		if q.anotherWayLocked(b, err) {
+			b.entries = b.entries[:0]
+			return []*outBatch{b}
+		}
+		again = false
+	default:
+		b.refusals++
+		again = b.refusals <= o.cfg.retries
+		wait = backoff{o.cfg.retryBackoff, o.cfg.deliveryTimeout}.before(b.refusals)
+	}
+	switch {
+	case again && o.stopped:
+		err = &waitError{what: sendNameOf(q.topic.name, q.partition), end: ErrClosed, last: err}
+	case again && b.gone == len(b.entries):
+		b.entries = b.entries[:0] // All have been told.
+		return []*outBatch{b}
+	case again:
+		o.client.metrics.Producer.recordRetry()
+		q.again = append(q.again, b)
+		if wait > 0 {
+			q.pauseLocked(wait)
+		}
+		return nil
+	}
+	if b.producer.id >= 0 && !b.inDoubt && q.firstLocked(b) {
+		q.renumber = true // What comes behind it would be refused.
+	}
+	b.fail(err)
+	return []*outBatch{b}
+}
+
+// anotherWayLocked has the messages of a batch that was refused go another way, if there
+// is one.
+func (q *outQueue) anotherWayLocked(b *outBatch, err error) bool {
+	if b.inDoubt {
+		return false // An earlier try may have stored it.
+	}
+	if errors.Is(err, ErrPartitionNotFound) {
+		return q.rerouteLocked(b, err)
+	}
+	rest := q.splitLocked(b, err)
+	if rest == nil {
+		return false
+	}
+	if q.firstLocked(b) {
+		q.renumber = true
+	}
+	q.again = append(q.again, rest...)
+	return true
+}
+
+// rerouteLocked has partitions chosen anew, once, for messages whose partition was chosen
+// by what is out of date.
+func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
+	chosen := func(i int) bool { return b.entries[i].m.Partition == PartitionAny && !b.entries[i].moved }
+	source, failed := b.source()
+	if failed != nil || q.partition == PartitionAny {
+		return false
+	}
+	for i := range b.entries {
+		if b.wanted(i) && !chosen(i) {
+			return false
+		}
+	}
+	if q.firstLocked(b) {
+		q.renumber = true
+	}
+	q.topic.last = err
+	records := source.records()
+	for i := range b.entries {
+		var m Message
+		if more, err := records.next(&m); err != nil || !more {
+			break // It is of our own making.
+		}
+		if b.wanted(i) {
+			e := b.entries[i]
+			e.moved = true
+			m.Topic, m.Partition = q.topic.name, PartitionAny
+			q.box.stage(q.topic, &m, e)
+		}
+	}
+	return true
+}
+
+// maxRenumbers is how often a batch is given new numbers.
+const maxRenumbers = 10
+
+// firstLocked tells that no batch before b is without its answer or to be sent again.
+func (q *outQueue) firstLocked(b *outBatch) bool {
+	before := func(other *outBatch) bool { return other != b && other.number < b.number }
+	return !slices.ContainsFunc(q.flying, before) && !slices.ContainsFunc(q.again, before)
+}
+
+// splitLocked makes several batches of one that was refused and not stored, so that a
+// message that cannot be stored does not keep others from it; nil if that would not help.
+func (q *outQueue) splitLocked(b *outBatch, err error) []*outBatch {
+	n := len(b.entries)
+	switch {
+	case n == 1:
+		return nil
+	case errors.Is(err, ErrMessageTooLarge), errors.Is(err, ErrInvalidRequest), errors.Is(err, ErrMalformed):
+	default:
+		return nil
+	}
+	half := n / 2
+	first := q.rebuildLocked(b, func(i int) bool { return i < half && b.wanted(i) }, q.batchBytes())
+	return append(first, q.rebuildLocked(b, func(i int) bool { return i >= half && b.wanted(i) }, q.batchBytes())...)
+}
+
+// pauseLocked sends nothing for a while.
+func (q *outQueue) pauseLocked(wait time.Duration) {
+	if q.pausing {
+		return
+	}
+	q.pausing = true
+	time.AfterFunc(wait, func() {
+		o := q.box
+		o.mu.Lock()
+		q.pausing = false
+		q.resumeLocked()
+		o.mu.Unlock()
+		o.look(q)
+	})
+}
+
+// resumeLocked puts what is to be sent again before all that waits, once nothing is under
+// way any more.
+func (q *outQueue) resumeLocked() {
+	if len(q.flying) > 0 || q.pausing {
+		return
+	}
+	if len(q.again) > 0 {
+		slices.SortStableFunc(q.again, func(a, b *outBatch) int { return int(a.number - b.number) })
+		q.pending = append(q.again, q.pending...)
+		q.again = nil
+	}
+	if q.renumber {
+		q.renumberLocked()
+	}
+	q.routeLocked()
+}
+
+// renumberLocked begins a new epoch: what is to be sent again was not stored, since what
+// came before it was not.
+func (q *outQueue) renumberLocked() {
+	q.renumber = false
+	q.sequence = 0
+	if q.epoch++; q.epoch < 0 {
+		q.id, q.epoch = 0, 0
+		q.box.id = 0 // All of its epochs are used up.
+	}
+	for _, b := range q.pending {
+		if b.producer.id < 0 {
+			continue
+		}
+		b.producer = noSequence
+		if b.encoded != nil && !b.reusable {
+			b.encoded = slices.Clone(b.encoded)
+			b.reusable = false
+		}
+	}
+}
+
+// sortLocked makes batches of what was stored of b, message by message, and of what has
+// failed, and has sent again what may yet succeed, together.
+func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outBatch) {
+	o := q.box
+	stored := o.failedBatchLocked(nil)
+	stored.queue, stored.receipts = q, []Receipt{}
+	var faults, refusals error // one of each
+	for i := range b.entries {
+		e, err := b.entries[i], results[i].err
+		switch {
+		case e.to == nil:
+		case err == nil:
+			stored.entries = append(stored.entries, e)
+			stored.receipts = append(stored.receipts, results[i].receipt)
+		case connectionFault(err):
+			faults = err
+		case retriable(err):
+			refusals = err
+		default:
+			done = append(done, q.retryLocked(b, err, func(j int) bool { return j == i })...)
+		}
+	}
+	failed := func(i int) bool { return results[i].err != nil && b.entries[i].to != nil }
+	if faults != nil {
+		done = append(done, q.retryLocked(b, faults, func(i int) bool { return failed(i) && connectionFault(results[i].err) })...)
+	}
+	if refusals != nil {
+		done = append(done, q.retryLocked(b, refusals, func(i int) bool {
+			return failed(i) && !connectionFault(results[i].err) && retriable(results[i].err)
+		})...)
+	}
+	b.entries = b.entries[:0]
+	return append(done, b, stored)
+}
+
+// retryLocked decides what becomes of some of b's messages, which have failed.
+func (q *outQueue) retryLocked(b *outBatch, err error, which func(i int) bool) (done []*outBatch) {
+	if outdated(err) {
+		q.box.forget(q.topic)
+	}
+	for _, some := range q.rebuildLocked(b, which, q.batchBytes()) {
+		some.inDoubt = b.inDoubt
+		done = append(done, q.failedLocked(some, err)...)
+	}
+	return done
+}

@@ -1,0 +1,382 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// messageOverhead is what a message costs beside its bytes while it waits.
+	messageOverhead = 128
+	// maxInFlight is how many batches of a partition may be under way. A broker recognises
+	// as many when they come again.
+	maxInFlight = 5
+	// fewRequests is how many requests to a broker are enough: what comes meanwhile makes
+	// the next one larger. Only when batches are full up to their bytes are there more.
+	fewRequests = 2
+	// maxRequestBytes is how much goes into one request, if it is not one batch.
+	maxRequestBytes = 1 << 20
+	// maxRequestParts is how many batches go into one request.
+	maxRequestParts = 1000
+	// keptBatches is how many batches wait to be filled again.
+	keptBatches = 16
+)
+
+// receiver is who learns of a message's fate, once.
+type receiver interface {
+	// settle is called without locks. It must not block.
+	settle(e *entry, r Receipt, err error)
+	// gaveUp tells that nobody waits any more, so that the message need not be sent.
+	gaveUp() bool
+}
+
+// entry is one message on its way. Its content is in its batch, encoded.
+type entry struct {
+	m    *Message
+	to   receiver      // nil once it has been told
+	at   time.Duration // when it was handed over, since the outbox was born
+	size int32         // Message.Size
+	tag  int32         // the receiver's own
+	// moved: its partition has been chosen a second time.
+	moved bool
+}
+
+// outbox is what a producer has been given and has not heard of yet. Messages are
+// encoded when they are accepted, into the last batch of their partition; senders, one
+// for each broker, take batches from there. See outbox_queue.go and outbox_sender.go.
+type outbox struct {
+	client *Client
+	cfg    *config
+	born   time.Time
+	// singles has messages sent one by one to brokers that do not take batches; else
+	// they fail with errPlainBroker.
+	singles bool
+	// settled is given batches that are done with, without locks. It must not block, and
+	// calls release for each.
+	settled func(*outBatch)
+	// What later files do. All but look are called with mu, look without.
+	senderOf func(addr string) *outSender
+	stage    func(t *outTopic, m *Message, e entry)
+	forget   func(t *outTopic)
+	look     func(q *outQueue)
+
+	ctx    context.Context //nolint:containedctx // ends with the outbox
+	cancel context.CancelFunc
+
+	running sync.WaitGroup // goroutines
+
+	topics sync.Map // *outTopic by name
+	latest atomic.Pointer[outTopic]
+
+	// mu guards the following, and all that topics, queues, batches and senders have but
+	// for what is said to be otherwise.
+	mu       sync.Mutex
+	senders  map[string]*outSender
+	free     []*outBatch
+	used     int64 // bytes of what is accepted and not released
+	waiters  []*roomWaiter
+	closed   bool // nothing more is accepted
+	stopped  bool // nothing is sent that is not under way
+	flushing int  // how many wait for everything to be sent
+	waves    waves
+	expiry   *time.Timer // runs expire; nil while nothing can expire
+	id       int64       // producer ID; 0: none yet
+}
+
+// roomWaiter waits for memory.
+type roomWaiter struct {
+	need    int64
+	granted chan struct{} // closed when it has the memory; guarded by mu
+}
+
+// waves count batches that are not done with, by the flush that they belong to: one that
+// begins waits for its own wave and for all before it.
+type waves struct {
+	now    int
+	counts map[int]int
+	ended  chan struct{} // closed when a wave ends; nil unless waited for
+}
+
+// outTopic is a topic that an outbox has messages for. Until its partitions are known
+// they are staged.
+type outTopic struct {
+	name  string                     // immutable
+	entry atomic.Pointer[topicEntry] // nil while messages are staged; written under mu
+
+	// The following are guarded by outbox.mu.
+	queues    []*outQueue // by partition; nil for those without messages so far
+	unknown   *outQueue   // of PartitionAny, for brokers that choose
+	staged    []staged
+	wave      int   // that staged messages count for
+	resolving bool  // a goroutine finds out about the partitions
+	last      error // of finding out
+}
+
+// staged is a message whose partition cannot be chosen yet.
+type staged struct {
+	m *Message // a copy
+	e entry
+}
+
+// outQueue is what waits for one partition, in order, and what is under way to it. All
+// of it is guarded by outbox.mu, but for a batch that is under way: what is encoded in it
+// belongs to the sender until its answer.
+type outQueue struct {
+	box       *outbox
+	topic     *outTopic
+	partition int32
+	sender    *outSender // changes only while nothing is under way
+
+	pending []*outBatch // in order; messages go into the last one while it is open
+	flying  []*outBatch // under way, in order
+	// again are batches that came back and are to be sent again. Nothing is sent until all
+	// that is under way has been answered: it would overtake them.
+	again   []*outBatch
+	state   queueState
+	dueAt   time.Duration // of a queue that lingers, since the outbox was born
+	pausing bool          // after a refusal; a timer ends it
+	number  int64         // of the last batch
+	missing error         // the topic was not found; its broker may create it
+
+	// What a broker recognises batches by that come again. Renumbering begins a new epoch:
+	// the broker has not stored, or has forgotten, what came before.
+	id       int64 // producer ID; 0: none yet
+	epoch    int16
+	sequence int32 // of the next message
+	renumber bool  // when nothing is under way
+}
+
+type queueState uint8
+
+const (
+	queueIdle      queueState = iota // nothing to send, or it cannot be sent now
+	queueLingering                   // waits for more, until dueAt or until the broker is idle
+	queueReady                       // wants to be sent
+)
+
+// outBatch is some messages of one partition, sent and acknowledged together.
+type outBatch struct {
+	queue   *outQueue
+	number  int64 // rises within a queue
+	wave    int
+	build   batchBuilder
+	entries []entry
+	gone    int  // entries that have been told already
+	due     bool // it is to be sent, however small it is
+
+	// sealed: it has been given to a sender, so nothing more goes in. encoded is set by the
+	// sender then, and producer before.
+	sealed   bool
+	encoded  batch
+	producer producerFields
+	inDoubt  bool // it may have been stored
+	reusable bool // nobody else has its memory
+	refusals int
+	faults   int
+	last     error
+
+	// What became of it; set for outbox.settled.
+	base     int64
+	acks     Acks
+	receipts []Receipt // of each entry, in place of base and acks, if set
+	err      error
+}
+
+// noSequence is the producer of a batch that has no numbers yet.
+var noSequence = producerFields{id: -1, epoch: -1, sequence: -1} //nolint:gochecknoglobals // a constant in all but syntax
+
+// outSender takes batches from the queues of the partitions that one broker leads, and
+// sends them. At most one goroutine drives it at a time; a caller of the application's
+// does so itself where nothing can block: a small request on an idle connection.
+type outSender struct {
+	box  *outbox
+	addr string // of the leader; "": not known
+
+	// The following are guarded by outbox.mu.
+	queues    []*outQueue
+	ready     []*outQueue // to be sent, in order; may hold queues that are not any more
+	lingering []*outQueue // likewise
+	linger    *time.Timer // runs lingered
+	waiting   bool        // linger is running
+	driving   bool        // somebody drives
+	requests  int         // under way
+	since     time.Time   // when the broker could not be reached for the first time
+	// What is known of the broker, from the connection.
+	conn       *conn // nil: none yet, or it has ended
+	frameLimit int   // 0: not known
+	batches    bool  // it takes batches
+	idempotent bool  // it recognises those that come again
+}
+
+// errPlainBroker: the broker does not take batches, and the producer sends by itself.
+var errPlainBroker = errors.New("robust: the broker takes single messages only")
+
+// millis is the timestamp that a message is stored with.
+func (o *outbox) millis(e *entry) int64 {
+	if e.m.Timestamp != 0 {
+		return e.m.Timestamp
+	}
+	return o.born.Add(e.at).UnixMilli()
+}
+
+// allLocked returns the queues that there are.
+func (t *outTopic) allLocked() []*outQueue {
+	var all []*outQueue
+	for _, q := range t.queues {
+		if q != nil {
+			all = append(all, q)
+		}
+	}
+	if t.unknown != nil {
+		all = append(all, t.unknown)
+	}
+	return all
+}
+
+// newBatchLocked returns an empty batch of a wave.
+func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
+	b := &outBatch{}
+	if n := len(o.free); n > 0 {
+		b = o.free[n-1]
+		o.free = o.free[:n-1]
+	}
+	b.queue, b.wave, b.producer, b.reusable = q, wave, noSequence, true
+	q.number++
+	b.number = q.number
+	o.waves.counts[b.wave]++
+	return b
+}
+
+// failedBatchLocked returns a batch that only tells of a failure.
+func (o *outbox) failedBatchLocked(entries []entry) *outBatch {
+	b := &outBatch{wave: o.waves.now, entries: entries}
+	o.waves.counts[b.wave]++
+	return b
+}
+
+func (o *outbox) endWaveLocked(wave int) {
+	w := &o.waves
+	if w.counts[wave]--; w.counts[wave] > 0 {
+		return
+	}
+	delete(w.counts, wave)
+	if w.ended != nil {
+		close(w.ended)
+		w.ended = nil
+	}
+}
+
+// joinLocked has a batch count for a wave, unless it does for an earlier one.
+func (o *outbox) joinLocked(b *outBatch, wave int) {
+	if b.wave > wave {
+		o.waves.counts[wave]++
+		o.endWaveLocked(b.wave)
+		b.wave = wave
+	}
+}
+
+// reset makes a batch as good as new, and keeps its memory.
+func (b *outBatch) reset() {
+	b.build.reset()
+	clear(b.entries)
+	*b = outBatch{build: b.build, entries: b.entries[:0]}
+}
+
+// fail sets what becomes of a batch.
+func (b *outBatch) fail(err error) { b.err = err }
+
+// takeEntries returns the messages of which nobody has been told, as entries of their own.
+func (b *outBatch) takeEntries() (taken []entry) {
+	for i := range b.entries {
+		if e := &b.entries[i]; e.to != nil {
+			taken = append(taken, *e)
+			e.to = nil
+			b.gone++
+		}
+	}
+	return taken
+}
+
+// wanted tells that somebody waits for a message.
+func (b *outBatch) wanted(i int) bool {
+	to := b.entries[i].to
+	return to != nil && !to.gaveUp()
+}
+
+// unwanted is for how many nobody does.
+func (b *outBatch) unwanted() (n int) {
+	for i := range b.entries {
+		if !b.wanted(i) {
+			n++
+		}
+	}
+	return n
+}
+
+// receipt tells where the i-th message was stored.
+func (b *outBatch) receipt(o *outbox, i int) Receipt {
+	if b.receipts != nil {
+		return b.receipts[i]
+	}
+	return Receipt{b.queue.partition, b.base + int64(i), o.millis(&b.entries[i]), b.acks}
+}
+
+// tell tells every message's fate to those who wait for it, and returns the memory that
+// is free with it. It is for outbox.settled.
+func (b *outBatch) tell(o *outbox) (room int64) {
+	for i := range b.entries {
+		e := &b.entries[i]
+		if e.to == nil {
+			continue
+		}
+		room += int64(e.size) + messageOverhead
+		if b.err != nil {
+			e.to.settle(e, Receipt{}, b.err)
+		} else {
+			e.to.settle(e, b.receipt(o, i), nil)
+		}
+	}
+	return room
+}
+
+// size is about what a batch takes.
+func (b *outBatch) size() int {
+	if b.encoded != nil {
+		return len(b.encoded)
+	}
+	return b.build.size()
+}
+
+// encode finishes a batch that was never sent, or that has other numbers now.
+func (b *outBatch) encode(c Compression) (err error) {
+	switch {
+	case b.encoded == nil:
+		b.encoded, err = b.build.finish(c, b.producer)
+	case b.encoded.producer() != b.producer:
+		b.encoded.setProducer(b.producer)
+	}
+	return err
+}
+
+// source returns the batch's records, plain.
+func (b *outBatch) source() (batch, error) {
+	if b.encoded == nil {
+		return b.build.finish(CompressionNone, noSequence)
+	}
+	return b.encoded.plain(maxDecompressed)
+}
+
+// maxDecompressed bounds what a batch of our own becomes.
+const maxDecompressed = 1<<31 - 1
+
+// sendNameOf is how errors call sends to a partition.
+func sendNameOf(topic string, partition int32) string {
+	if partition == PartitionAny {
+		return "send to " + topic
+	}
+	return fmt.Sprintf("send to %s/%d", topic, partition)
+}

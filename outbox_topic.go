@@ -1,0 +1,235 @@
+package robust
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// topic returns what the outbox has of a topic.
+func (o *outbox) topic(name string) *outTopic {
+	if t := o.latest.Load(); t != nil && t.name == name {
+		return t
+	}
+	v, ok := o.topics.Load(name)
+	if !ok {
+		v, _ = o.topics.LoadOrStore(name, &outTopic{name: name})
+	}
+	t := v.(*outTopic) //nolint:forcetypeassert // nothing else is in it
+	o.latest.Store(t)
+	return t
+}
+
+// stageLocked keeps a message until the topic's partitions are known.
+func (o *outbox) stageLocked(t *outTopic, m *Message, e entry) {
+	if len(t.staged) == 0 {
+		t.wave = o.waves.now
+		o.waves.counts[t.wave]++
+	}
+	t.staged = append(t.staged, staged{m.Clone(), e})
+	o.resolveLocked(t)
+}
+
+// resolveLocked has the partitions of a topic found out.
+func (o *outbox) resolveLocked(t *outTopic) {
+	if !t.resolving {
+		t.resolving = true
+		o.running.Go(func() { o.resolve(t) })
+	}
+}
+
+// resolve finds out about a topic's partitions and places what is staged. It ends when
+// nothing is staged.
+func (o *outbox) resolve(t *outTopic) {
+	for {
+		entry, err := o.lookUp(t)
+		o.mu.Lock()
+		if len(t.staged) == 0 {
+			t.resolving = false
+			if err == nil {
+				t.entry.Store(entry)
+			}
+			idle := o.rerouteLocked(t)
+			o.mu.Unlock()
+			for _, s := range idle {
+				s.driveSoon()
+			}
+			return
+		}
+		if err != nil && !errors.Is(err, ErrTopicNotFound) {
+			failed := o.unstageLocked(t, func() error { return err })
+			o.mu.Unlock()
+			o.settled(failed)
+			continue
+		}
+		o.mu.Unlock()
+		o.place(t, entry, err)
+	}
+}
+
+// rerouteLocked gives each queue of a topic of which nothing is under way to the broker
+// that leads its partition now. It returns the senders that are to be driven.
+func (o *outbox) rerouteLocked(t *outTopic) (idle []*outSender) {
+	for _, q := range t.allLocked() {
+		if len(q.flying) == 0 {
+			q.routeLocked()
+			if q.sender.noteLocked(q) {
+				idle = append(idle, q.sender)
+			}
+		}
+	}
+	return idle
+}
+
+// lookUp asks for a topic's partitions until there is an answer or nothing is staged.
+func (o *outbox) lookUp(t *outTopic) (*topicEntry, error) {
+	var entry *topicEntry
+	policy := retryPolicy{
+		what: func() string { return "send to " + t.name }, topic: t.name,
+		refusals: o.cfg.retries, faults: -1, backoff: backoff{o.cfg.retryBackoff, o.cfg.deliveryTimeout},
+		onRetry: func(err error) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			t.last = err
+		},
+	}
+	ctx, cancel := context.WithCancel(o.ctx)
+	defer cancel()
+	asked := false
+	err := o.client.retry(ctx, policy, func(time.Duration) error {
+		o.mu.Lock()
+		left := len(t.staged)
+		o.mu.Unlock()
+		if left == 0 && asked {
+			cancel()
+			return endOf(ctx)
+		}
+		asked = true
+		var err error
+		entry, err = o.client.metadata.topic(ctx, t.name, true, o.client.patience())
+		return err
+	})
+	return entry, err
+}
+
+// place puts what is staged into queues, also what is staged meanwhile. Without an entry
+// the topic is not there, as far as is known, and the broker may choose, or create it.
+func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
+	for {
+		o.mu.Lock()
+		waiting := t.staged
+		t.staged = nil
+		if len(waiting) == 0 {
+			if known != nil {
+				t.entry.Store(known)
+			}
+			o.mu.Unlock()
+			return
+		}
+		wave := t.wave
+		o.mu.Unlock()
+		partitions := make([]int32, len(waiting))
+		var wrong []staged
+		var errs []error
+		for i := range waiting {
+			partitions[i] = waiting[i].m.Partition
+			if known == nil {
+				continue
+			}
+			var err error
+			if partitions[i], err = o.chooseOf(waiting[i].m, known); err != nil {
+				partitions[i] = -2
+				wrong, errs = append(wrong, waiting[i]), append(errs, err)
+			}
+		}
+		o.mu.Lock()
+		touched := make(map[*outSender]bool)
+		for i := range waiting {
+			if partitions[i] == -2 {
+				continue
+			}
+			q := t.queueLocked(o, partitions[i])
+			q.missing = missing
+			q.addLocked(waiting[i].m, waiting[i].e, o.millis(&waiting[i].e))
+			o.joinLocked(q.openLocked(), wave)
+			touched[q.sender] = q.sender.noteLocked(q) || touched[q.sender]
+		}
+		o.endWaveLocked(wave)
+		var failed []*outBatch
+		for i := range wrong {
+			b := o.failedBatchLocked([]entry{wrong[i].e})
+			b.fail(errs[i])
+			failed = append(failed, b)
+		}
+		stopped := o.stopped
+		o.mu.Unlock()
+		o.hand(failed)
+		for s, drive := range touched {
+			if drive {
+				s.driveSoon()
+			}
+		}
+		if stopped {
+			o.stop(false) // What was placed after it has failed.
+		}
+	}
+}
+
+// refresh has what is known of a topic looked up again when it is old.
+func (o *outbox) refresh(t *outTopic, known *topicEntry, now time.Time) {
+	if now.Sub(known.fetched) < o.cfg.metadataMaxAge {
+		return
+	}
+	// What is old is returned at once, and asked for beside that.
+	entry, err := o.client.metadata.topic(o.ctx, t.name, true, patience{limit: time.Nanosecond})
+	if err == nil && entry != known {
+		t.entry.CompareAndSwap(known, entry)
+	}
+}
+
+// forgetLocked has a topic's partitions found out anew, since an answer was not as it was
+// to be expected.
+func (o *outbox) forgetLocked(t *outTopic) {
+	o.client.metadata.forget(t.name)
+	t.entry.Store(nil)
+	o.resolveLocked(t)
+}
+
+// unstageLocked takes out what is staged, failed; nil if nothing is.
+func (o *outbox) unstageLocked(t *outTopic, why func() error) *outBatch {
+	if len(t.staged) == 0 {
+		return nil
+	}
+	entries := make([]entry, len(t.staged))
+	for i := range t.staged {
+		entries[i] = t.staged[i].e
+	}
+	t.staged = nil
+	b := o.failedBatchLocked(entries)
+	b.fail(why())
+	o.endWaveLocked(t.wave)
+	return b
+}
+
+// expireStagedLocked takes out what was staged before limit; nil if nothing was.
+func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state string, left func(*entry)) *outBatch {
+	n := 0
+	for n < len(t.staged) && t.staged[n].e.at <= limit {
+		n++
+	}
+	rest := t.staged[n:]
+	t.staged = t.staged[:n]
+	b := o.unstageLocked(t, func() error {
+		return &waitError{what: "send to " + t.name, state: state, end: context.DeadlineExceeded, last: t.last}
+	})
+	t.staged = rest
+	if len(rest) == 0 {
+		return b
+	}
+	if b != nil {
+		t.wave = o.waves.now
+		o.waves.counts[t.wave]++
+	}
+	left(&rest[0].e)
+	return b
+}
