@@ -45,15 +45,22 @@ func (p *rawPeer) send(text string) {
 // answer reads one answer, within a minute. The error is the connection's end.
 func (p *rawPeer) answer() (*wireResponse, error) {
 	p.t.Helper()
+	r, _, err := p.answerWithBody()
+	return r, err
+}
+
+// answerWithBody is answer that returns what follows it as well, nil if nothing does.
+func (p *rawPeer) answerWithBody() (*wireResponse, []byte, error) {
+	p.t.Helper()
 	require.NoError(p.t, p.nc.SetReadDeadline(time.Now().Add(time.Minute)))
-	frame, err := p.in.next()
+	frame, body, err := nextWithBody(p.in)
 	if err != nil {
 		require.NotErrorIs(p.t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
-		return nil, err
+		return nil, nil, err
 	}
 	r := new(wireResponse)
-	require.NoError(p.t, r.decode(bytes.Clone(frame)))
-	return r, nil
+	require.NoError(p.t, r.decode(frame))
+	return r, body, nil
 }
 
 // mustAnswer reads one answer to the request of this ID.
@@ -486,5 +493,36 @@ func TestFloodOfConnections(t *testing.T) {
 		<-time.After(2 * frameTimeout)
 		require.Less(t, brokerConnCount(b)-before, 60)
 		requireUnharmed(t, b, c)
+	})
+}
+
+// TestBodiesThroughTheProxy sends bodies that look like frames: whatever they hold is not
+// taken for one, on either side of the proxy.
+func TestBodiesThroughTheProxy(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		seen := 0
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(func(f proxiedFrame) verdict {
+				if f.kind == requestProduceBatch {
+					seen += len(f.body)
+				}
+				return f.pass()
+			}), answers(proxiedFrame.pass)
+		})
+		nc, err := proxy.dial(t.Context(), "tcp", "")
+		require.NoError(t, err)
+		p := newRawPeer(t, nc)
+		body := appendBatch(nil, NewMessage(faultTopic, []byte("\n{\"request_id\":\"no\",\"request_type\":4}\n\n")))
+		for i := range 3 {
+			req := &produceBatchRequest{Parts: []producePart{{Topic: faultTopic, Bytes: len(body)}}}
+			line, err := appendBodyRequest(nil, fmt.Sprint(i), requestProduceBatch, len(body), req)
+			require.NoError(t, err)
+			p.send(string(append(line, body...)))
+			require.True(t, p.mustAnswer(fmt.Sprint(i)).success)
+		}
+		p.requireServed()
+		require.Equal(t, 3*len(body), seen)
+		require.Len(t, stored(t, b, 0), 3)
 	})
 }
