@@ -45,22 +45,15 @@ func (p *rawPeer) send(text string) {
 // answer reads one answer, within a minute. The error is the connection's end.
 func (p *rawPeer) answer() (*wireResponse, error) {
 	p.t.Helper()
-	r, _, err := p.answerWithBody()
-	return r, err
-}
-
-// answerWithBody is answer that returns what follows it as well, nil if nothing does.
-func (p *rawPeer) answerWithBody() (*wireResponse, []byte, error) {
-	p.t.Helper()
 	require.NoError(p.t, p.nc.SetReadDeadline(time.Now().Add(time.Minute)))
-	frame, body, err := nextWithBody(p.in)
+	frame, err := p.in.next()
 	if err != nil {
 		require.NotErrorIs(p.t, err, os.ErrDeadlineExceeded, "neither an answer nor an end")
-		return nil, nil, err
+		return nil, err
 	}
 	r := new(wireResponse)
-	require.NoError(p.t, r.decode(frame))
-	return r, body, nil
+	require.NoError(p.t, r.decode(bytes.Clone(frame)))
+	return r, nil
 }
 
 // mustAnswer reads one answer to the request of this ID.
