@@ -120,50 +120,6 @@ func BenchmarkSendMessages(b *testing.B) {
 	}
 }
 
-// BenchmarkConsume counts a message, read by All and through the channel.
-func BenchmarkConsume(b *testing.B) {
-	const total = 100_000
-	broker := newBroker(b, robust.WithTopic("bench", 1))
-	c := newClient(b, broker)
-	producer, err := c.SyncProducer()
-	require.NoError(b, err)
-	ms := make([]*robust.Message, total)
-	for i := range ms {
-		ms[i] = robust.NewMessage("bench", benchValue())
-	}
-	require.NoError(b, producer.SendMessages(b.Context(), ms))
-
-	run := func(name string, receive func(*robust.PartitionConsumer, func(*robust.Message) bool)) {
-		b.Run(name, func(b *testing.B) {
-			pc, err := c.PartitionConsumer("bench", 0, robust.WithFetchMaxMessages(5000))
-			require.NoError(b, err)
-			defer pc.Close()
-			b.ReportAllocs()
-			receive(pc, func(m *robust.Message) bool {
-				if m.Offset == total-1 {
-					require.NoError(b, pc.Seek(b.Context(), 0))
-				}
-				return b.Loop()
-			})
-		})
-	}
-	run("all", func(pc *robust.PartitionConsumer, more func(*robust.Message) bool) {
-		for m, err := range pc.All(b.Context()) {
-			require.NoError(b, err)
-			if !more(m) {
-				return
-			}
-		}
-	})
-	run("channel", func(pc *robust.PartitionConsumer, more func(*robust.Message) bool) {
-		for m := range pc.Messages() {
-			if !more(m) {
-				return
-			}
-		}
-	})
-}
-
 // BenchmarkIdleConnection reports the memory of an idle connection, both ends
 // together: a client with one connection, its goroutines' stacks included.
 func BenchmarkIdleConnection(b *testing.B) {

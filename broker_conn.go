@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +27,9 @@ const (
 	// maxHeld is how many fetches and heartbeats of one connection are held at a
 	// time; one more is answered at once.
 	maxHeld = 1024
+	// maxHeldParts is how many partitions the fetches that are held of one connection may
+	// wait for, if they name many.
+	maxHeldParts = 20_000
 	// maxGrouping is how many requests about groups of one connection wait for their
 	// turn before no more of its requests are read.
 	maxGrouping = 16
@@ -57,9 +62,11 @@ type brokerConn struct {
 	scratch   []byte        // serve's buffer for answers
 	frames    int           // read so far
 	timing    frameTiming   // of the frame that has begun
+	turn      atomic.Uint32 // of the partitions of a FetchBatch
 
 	mu        sync.Mutex  // guards the following
 	heldCount int         // fetches and heartbeats held
+	heldParts int         // and partitions that those wait for which name many
 	v0        []*v0Answer // requests in the v0 form, in order, from the first unanswered
 }
 
@@ -253,6 +260,8 @@ func (c *brokerConn) handle(req *wireRequest) error {
 		return c.produce(req, slot)
 	case requestFetch:
 		return c.fetch(req, slot)
+	case requestFetchBatch:
+		return c.fetchBatch(req, slot)
 	default:
 	}
 	later, err := c.service.groupRequest(req, c.hold)
@@ -424,33 +433,94 @@ func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id s
 	})
 }
 
-// sendHeld sends what encode returns, one answer at a time and when the peer has read
-// most of what it was sent: what many are answered with is not in memory together.
+// fetchBatch answers a FetchBatch, now or when there is something.
+func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
+	q := new(fetchBatchRequest)
+	err := decodePayload(req.payload, q)
+	switch {
+	case err != nil:
+	case req.lockStep:
+		err = fmt.Errorf("%w: %s in the v0 form", ErrInvalidRequest, req.kind)
+	default:
+		err = q.check()
+	}
+	if err != nil {
+		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		return err
+	}
+	id := req.id
+	f := c.service.fetchBatch(c.ctx, q, nil, c.nextTurn())
+	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
+		c.queueBatches(f, id)
+		return nil
+	}
+	held := f.hold()
+	c.held.Go(func() {
+		defer c.unholdParts(len(q.Partitions))
+		c.service.awaitBatches(c.ctx, held, c.done)
+		c.whenRead(func() {
+			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs, c.nextTurn()), id)
+		})
+	})
+	return nil
+}
+
+// queueBatches queues the answer to a FetchBatch and sees to it that it is released.
+func (c *brokerConn) queueBatches(f *fetchedBatches, id string) {
+	line, err := f.line(nil, id, c.service.cfg.maxFrameBytes)
+	if err == nil && len(line) > c.service.cfg.maxFrameBytes {
+		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.service.cfg.maxFrameBytes)
+	}
+	if err != nil {
+		f.release()
+		c.queue(nil, c.encode(nil, ProtocolV1, id, &plainResponse{}, err))
+		return
+	}
+	_ = c.out.lend(line, f.body(), f.release) // A connection that failed is noticed by serve.
+}
+
+// nextTurn is where the next FetchBatch begins with its partitions.
+func (c *brokerConn) nextTurn() int { return int(c.turn.Add(1) & math.MaxInt16) }
+
+// sendHeld sends what encode returns, when it may be sent.
 func (c *brokerConn) sendHeld(slot *v0Answer, encode func() []byte) {
+	c.whenRead(func() { c.queue(slot, encode()) })
+}
+
+// whenRead has answer queue an answer, one at a time and when the peer has read most of
+// what it was sent: what many are answered with is not in memory together.
+func (c *brokerConn) whenRead(answer func()) {
 	c.answering <- struct{}{}
 	defer func() { <-c.answering }()
 	if c.drain() != nil {
 		return // The peer is gone, which serve notices.
 	}
-	c.queue(slot, encode())
+	answer()
 	_ = c.out.flush() // As above.
 }
 
 // hold tells whether one more fetch may be held.
-func (c *brokerConn) hold() bool {
+func (c *brokerConn) hold() bool { return c.holdParts(0) }
+
+func (c *brokerConn) unhold() { c.unholdParts(0) }
+
+// holdParts is hold for a fetch of many partitions.
+func (c *brokerConn) holdParts(parts int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.heldCount >= maxHeld {
+	if c.heldCount >= maxHeld || c.heldParts+parts > maxHeldParts {
 		return false
 	}
 	c.heldCount++
+	c.heldParts += parts
 	return true
 }
 
-func (c *brokerConn) unhold() {
+func (c *brokerConn) unholdParts(parts int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heldCount--
+	c.heldParts -= parts
 }
 
 // reply queues an answer, which leaves with the next flush. Only serve calls it, or

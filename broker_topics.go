@@ -40,19 +40,6 @@ type topic struct {
 	turn       *atomic.Uint32 // round robin of messages without key
 }
 
-// partition is an open log and those who wait for it to grow.
-type partition struct {
-	topic string
-	id    int32
-	log   PartitionLog
-
-	waiting atomic.Bool // wake is not nil; spares appends the lock
-
-	mu     sync.Mutex    // guards the following
-	wake   chan struct{} // closed when the log has grown or is closed; nil unless waited for
-	closed bool
-}
-
 func newTopicSet(config *brokerConfig, storage Storage, changed func(topicTable)) *topicSet {
 	return &topicSet{
 		config: config, storage: storage, changed: changed,
@@ -362,48 +349,4 @@ func (s *topicSet) close() error {
 		return nil // The others are to be closed all the same.
 	})
 	return errors.Join(errs...)
-}
-
-// changed returns a channel that is closed when the log grows or is closed. Whoever
-// waits takes it before looking at the log.
-func (p *partition) changed() <-chan struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.wake == nil {
-		p.wake = make(chan struct{})
-		if p.closed {
-			close(p.wake)
-		} else {
-			p.waiting.Store(true)
-		}
-	}
-	return p.wake
-}
-
-// advanced wakes those who wait; the log calls it after it has grown.
-func (p *partition) advanced() {
-	if !p.waiting.Load() {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.wakeLocked()
-}
-
-func (p *partition) wakeLocked() {
-	if p.wake != nil && p.waiting.Load() {
-		p.waiting.Store(false)
-		close(p.wake)
-		p.wake = nil
-	}
-}
-
-// close closes the log and wakes those who wait, who will find it closed.
-func (p *partition) close() error {
-	err := p.log.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	p.wakeLocked()
-	return err
 }

@@ -488,3 +488,34 @@ func TestFloodOfConnections(t *testing.T) {
 		requireUnharmed(t, b, c)
 	})
 }
+
+// TestBodiesThroughTheProxy sends bodies that look like frames: whatever they hold is not
+// taken for one, on either side of the proxy.
+func TestBodiesThroughTheProxy(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		seen := 0
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(func(f proxiedFrame) verdict {
+				if f.kind == requestProduceBatch {
+					seen += len(f.body)
+				}
+				return f.pass()
+			}), answers(proxiedFrame.pass)
+		})
+		nc, err := proxy.dial(t.Context(), "tcp", "")
+		require.NoError(t, err)
+		p := newRawPeer(t, nc)
+		body := appendBatch(nil, NewMessage(faultTopic, []byte("\n{\"request_id\":\"no\",\"request_type\":4}\n\n")))
+		for i := range 3 {
+			req := &produceBatchRequest{Parts: []producePart{{Topic: faultTopic, Bytes: len(body)}}}
+			line, err := appendBodyRequest(nil, fmt.Sprint(i), requestProduceBatch, len(body), req)
+			require.NoError(t, err)
+			p.send(string(append(line, body...)))
+			require.True(t, p.mustAnswer(fmt.Sprint(i)).success)
+		}
+		p.requireServed()
+		require.Equal(t, 3*len(body), seen)
+		require.Len(t, stored(t, b, 0), 3)
+	})
+}

@@ -259,37 +259,46 @@ const (
 	thenSilence
 )
 
-// frame is one that passes the proxy.
+// proxiedFrame is one that passes the proxy.
 type proxiedFrame struct {
 	n    int         // how many came before it in this direction
 	kind requestType // of the request, or of the one that is answered
 	text []byte      // without the line end
+	body []byte      // what follows the line; nil: nothing does
 }
+
+// whole is the frame as it came, its body included.
+func (f proxiedFrame) whole() []byte { return append(lineOf(f.text), f.body...) }
 
 // What becomes of a frame, in one word.
-func (f proxiedFrame) pass() verdict { return verdict{instead: [][]byte{lineOf(f.text)}} }
-func (f proxiedFrame) drop() verdict { return verdict{} }
-func (f proxiedFrame) twice() verdict {
-	return verdict{instead: [][]byte{lineOf(f.text), lineOf(f.text)}}
-}
+func (f proxiedFrame) pass() verdict  { return verdict{instead: [][]byte{f.whole()}} }
+func (f proxiedFrame) drop() verdict  { return verdict{} }
+func (f proxiedFrame) twice() verdict { return verdict{instead: [][]byte{f.whole(), f.whole()}} }
 
+// truncated cuts the connection in the middle of the frame; behind its line if it has a
+// body.
 func (f proxiedFrame) truncated() verdict {
-	return verdict{instead: [][]byte{f.text[:len(f.text)/2]}, then: thenCut}
+	half := f.text[:len(f.text)/2]
+	if f.body != nil {
+		half = append(lineOf(f.text), f.body[:len(f.body)/2]...)
+	}
+	return verdict{instead: [][]byte{half}, then: thenCut}
 }
 func (f proxiedFrame) by(text string) verdict { return verdict{instead: [][]byte{[]byte(text)}} }
 func (f proxiedFrame) late(d time.Duration) verdict {
-	return verdict{instead: [][]byte{lineOf(f.text)}, late: d}
+	return verdict{instead: [][]byte{f.whole()}, late: d}
 }
 
 func (f proxiedFrame) delayed(d time.Duration) verdict {
-	return verdict{instead: [][]byte{lineOf(f.text)}, delay: d}
+	return verdict{instead: [][]byte{f.whole()}, delay: d}
 }
 
-// edited passes the frame on after edit has changed it.
+// edited passes the frame on after edit has changed its envelope. Its body stays, and
+// stays as long, unless edit says otherwise of the latter.
 func (f proxiedFrame) edited(t testing.TB, edit func(envelope map[string]any)) verdict {
 	envelope := decodeTree(t, f.text)
 	edit(envelope)
-	return verdict{instead: [][]byte{encodeTree(t, envelope)}}
+	return verdict{instead: [][]byte{append(encodeTree(t, envelope), f.body...)}}
 }
 
 func lineOf(text []byte) []byte { return append(text[:len(text):len(text)], '\n') }
@@ -332,11 +341,12 @@ func eachFrame(judge func(*proxyLink, *proxiedFrame) verdict) stream {
 	return func(l *proxyLink, dst *proxySink, src net.Conn) streamEnd {
 		in := &frameReader{r: src, limit: 1 << 30}
 		for n := 0; ; n++ {
-			text, err := in.next()
-			if err != nil {
+			f := &proxiedFrame{n: n}
+			var err error
+			if f.text, f.body, err = nextWithBody(in); err != nil {
 				return endOfSource
 			}
-			v := judge(l, &proxiedFrame{n: n, text: bytes.Clone(text)})
+			v := judge(l, f)
 			if v.late > 0 {
 				l.proxy.running.Go(func() { l.writeAfter(v.late, dst, v.instead) })
 			} else if !l.writeAfter(v.delay, dst, v.instead) {
@@ -351,6 +361,26 @@ func eachFrame(judge func(*proxyLink, *proxiedFrame) verdict) stream {
 			}
 		}
 	}
+}
+
+// nextWithBody returns copies of the next frame and of the body that it says follows it,
+// nil if it says none.
+func nextWithBody(in *frameReader) (text, body []byte, err error) {
+	if text, err = in.next(); err != nil {
+		return nil, nil, err
+	}
+	text = bytes.Clone(text)
+	var envelope struct {
+		Body *int `json:"body"`
+	}
+	if !bytes.Contains(text, []byte(`"body":`)) || json.Unmarshal(text, &envelope) != nil || envelope.Body == nil {
+		return text, nil, nil
+	}
+	if err := checkBody(*envelope.Body, in.limit); err != nil || *envelope.Body < 0 {
+		return text, nil, err
+	}
+	body = make([]byte, *envelope.Body)
+	return text, body, in.body(body)
 }
 
 func (l *proxyLink) writeAfter(d time.Duration, dst *proxySink, pieces [][]byte) bool {
@@ -594,6 +624,7 @@ type fakeRequest struct {
 	broker *fakeBroker
 	conn   int // on which connection, counted from 0
 	at     time.Time
+	behind []byte // its body; nil: it has none
 }
 
 type fakeAnswer struct {
@@ -652,12 +683,12 @@ func (b *fakeBroker) serve(nc net.Conn, conn int) {
 		defer close(queue)
 		in := &frameReader{r: nc, limit: 64 << 20}
 		for {
-			frame, err := in.next()
+			frame, body, err := nextWithBody(in)
 			if err != nil {
 				return
 			}
-			r := &fakeRequest{broker: b, conn: conn, at: time.Now()}
-			if !b.read(&r.wireRequest, bytes.Clone(frame)) {
+			r := &fakeRequest{broker: b, conn: conn, at: time.Now(), behind: body}
+			if !b.read(&r.wireRequest, frame) {
 				return
 			}
 			b.mu.Lock()
@@ -742,6 +773,13 @@ func (r *fakeRequest) with(envelope map[string]any) *fakeAnswer {
 
 // silence is no answer.
 func (*fakeRequest) silence() *fakeAnswer { return &fakeAnswer{} }
+
+// withBody answers with a payload and what follows it.
+func (r *fakeRequest) withBody(payload any, body []byte) *fakeAnswer {
+	line, err := appendBodyResponse(nil, r.id, len(body), payload)
+	require.NoError(r.broker.t, err)
+	return &fakeAnswer{frames: [][]byte{append(line, body...)}}
+}
 
 // raw answers with bytes as they stand.
 func (*fakeRequest) raw(text string) *fakeAnswer { return &fakeAnswer{frames: [][]byte{[]byte(text)}} }

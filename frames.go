@@ -273,9 +273,10 @@ type frameWriter struct {
 // outgoing is a stream of bytes to be written: most of it copied together, large bodies
 // where they are.
 type outgoing struct {
-	copied []byte
-	lent   []lentBody
-	size   int // of all
+	copied   []byte
+	lent     []lentBody
+	size     int      // of all
+	releases []func() // of what was lent; called when it is written, or never will be
 }
 
 // lentBody is what comes behind the first bytes of copied.
@@ -298,6 +299,16 @@ func (o *outgoing) add(frame []byte, body [][]byte) {
 			o.lent = append(o.lent, lentBody{len(o.copied), b})
 		}
 	}
+}
+
+// release gives back what was lent. The writer's lock is not held: the owner may do what
+// he likes.
+func (o *outgoing) release() {
+	for _, f := range o.releases {
+		f()
+	}
+	clear(o.releases)
+	o.releases = o.releases[:0]
 }
 
 // reset empties o, and gives up buffers that are larger than is worth keeping.
@@ -347,6 +358,28 @@ func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
 	return nil
 }
 
+// lend is queue for a body that is somebody's: release is called, once and from any
+// goroutine, when nobody looks at it any more, whatever becomes of the connection.
+func (w *frameWriter) lend(frame []byte, body [][]byte, release func()) error {
+	w.mu.Lock()
+	err := w.err
+	lent := false
+	if err == nil {
+		before := w.pending.size
+		had := len(w.pending.lent)
+		w.pending.add(frame, body)
+		w.queued += int64(w.pending.size - before)
+		if lent = len(w.pending.lent) > had; lent {
+			w.pending.releases = append(w.pending.releases, release)
+		}
+	}
+	w.mu.Unlock()
+	if !lent {
+		release()
+	}
+	return err
+}
+
 // passed tells whether all up to a position is written, so that nobody looks at it any
 // more.
 func (w *frameWriter) passed(position int64) bool {
@@ -374,24 +407,34 @@ func (w *frameWriter) sendInline(frame []byte) error {
 	}
 	w.writing = true
 	w.mu.Unlock()
-	err := w.write(frame, nil)
+	failed := w.write(frame, nil)
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.writing = false
-	if err != nil {
-		w.failLocked(err)
+	var dropped outgoing
+	if failed != nil {
+		dropped = w.failLocked(failed)
 	} else if w.pending.size > 0 {
 		signal(w.wake)
 	}
-	return w.err
+	err := w.err
+	w.mu.Unlock()
+	dropped.release()
+	return err
 }
 
 // flush writes what is queued, unless somebody else is at it, who will then.
 func (w *frameWriter) flush() error {
+	dropped, err := w.flushPending()
+	dropped.release()
+	return err
+}
+
+// flushPending is flush but for what a failure has left, which it returns.
+func (w *frameWriter) flushPending() (dropped outgoing, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.writing {
-		return w.err
+		return outgoing{}, w.err
 	}
 	w.writing = true
 	for w.pending.size > 0 && w.err == nil {
@@ -403,9 +446,10 @@ func (w *frameWriter) flush() error {
 		}
 		w.mu.Unlock()
 		err := w.writeAll(&out)
+		out.release()
 		w.mu.Lock()
 		if err != nil {
-			w.failLocked(err)
+			dropped = w.failLocked(err)
 			break
 		}
 		w.written += int64(out.size)
@@ -413,7 +457,7 @@ func (w *frameWriter) flush() error {
 		w.spare = out
 	}
 	w.writing = false
-	return w.err
+	return dropped, w.err
 }
 
 // writeAll writes what is copied and what is lent, in order.
@@ -471,15 +515,18 @@ func (w *frameWriter) writeChunk(b, more []byte) error {
 // says nothing of the peer: the system takes it.
 func (w *frameWriter) lastProgress() time.Time { return time.Unix(0, w.progress.Load()) }
 
-// failLocked ends the connection, so that its reader notices.
-func (w *frameWriter) failLocked(err error) {
+// failLocked ends the connection, so that its reader notices. What it returns is to be
+// released without the lock.
+func (w *frameWriter) failLocked(err error) (dropped outgoing) {
 	w.err = err
+	dropped = w.pending
 	w.pending, w.spare = outgoing{}, outgoing{}
 	if w.taken != nil {
 		close(w.taken)
 		w.taken = nil
 	}
 	_ = w.nc.Close() // The write's error says more.
+	return dropped
 }
 
 // room returns nil if fewer than limit bytes are queued, and otherwise a channel

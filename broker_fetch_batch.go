@@ -1,0 +1,344 @@
+package robust
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// maxFetchParts is how many partitions one FetchBatch may name.
+const maxFetchParts = 10_000
+
+// fetchedBatches is the answer to a FetchBatch as it is collected. Its batches are what
+// the storage has lent, until release is called.
+type fetchedBatches struct {
+	fetchBatchResponse
+	request *fetchBatchRequest
+	parts   []fetchedLog // as in Partitions
+
+	size     int // of the batches
+	minBytes int
+	maxBytes int
+	frame    int  // bytes of a frame that the batches may take
+	full     bool // there would be more, but for its size
+	news     bool // a partition has something to say that is no batch
+}
+
+// fetchedLog is what was read of one partition.
+type fetchedLog struct {
+	partition *partition // nil: it is not there, or another
+	batches   [][]byte
+	reads     []LogRead // that lend the batches
+	next      int64     // offset behind the batches
+}
+
+// check refuses what is not a request for batches.
+func (r *fetchBatchRequest) check() error {
+	if n := len(r.Partitions); n == 0 || n > maxFetchParts {
+		return fmt.Errorf("%w: %d partitions: want 1 to %d", ErrInvalidRequest, n, maxFetchParts)
+	}
+	return nil
+}
+
+// newFetchedBatches begins the answer to req.
+func newFetchedBatches(req *fetchBatchRequest, maxFrame int) *fetchedBatches {
+	f := &fetchedBatches{
+		fetchBatchResponse: fetchBatchResponse{Partitions: make([]fetchedPart, len(req.Partitions))},
+		request:            req,
+		parts:              make([]fetchedLog, len(req.Partitions)),
+		maxBytes:           req.MaxBytes, minBytes: req.MinBytes,
+		frame: maxFrame - 128, // The envelope.
+	}
+	if f.maxBytes <= 0 {
+		f.maxBytes = defaultFetchBytes
+	}
+	f.minBytes = min(max(f.minBytes, 1), f.maxBytes)
+	return f
+}
+
+// fetchedPartSize is the room that a partition takes in an answer, at most, unless it is
+// refused, besides the names of the topic.
+const fetchedPartSize = 224
+
+func (f *fetchedBatches) release() {
+	for i := range f.parts {
+		for _, r := range f.parts[i].reads {
+			r.Release()
+		}
+		f.parts[i].reads, f.parts[i].batches = nil, nil
+	}
+}
+
+// body returns the batches in the order of the partitions.
+func (f *fetchedBatches) body() [][]byte {
+	var body [][]byte
+	for i := range f.parts {
+		body = append(body, f.parts[i].batches...)
+	}
+	return body
+}
+
+// fetchBatch reads what there is of the partitions, beginning with the one at first, so
+// that not always the same ones find room. topicIDs, unless it is nil, says of which topics
+// the partitions are whose topic the request does not name by its ID.
+func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicIDs []string, first int) *fetchedBatches {
+	f := newFetchedBatches(req, s.cfg.maxFrameBytes)
+	for i := range f.Partitions {
+		asked, got := &req.Partitions[i], &f.Partitions[i]
+		got.Topic, got.Partition, got.HighWaterMark, got.LogStartOffset = asked.Topic, asked.Partition, -1, -1
+		t, p, err := s.partition(asked.Topic, asked.Partition)
+		if err != nil {
+			f.frame -= stringWireSize(asked.Topic)
+			f.refuse(i, err)
+			continue
+		}
+		got.TopicID = t.stored.ID
+		f.frame -= fetchedPartSize + stringWireSize(asked.Topic) + stringWireSize(got.TopicID)
+		if asked.TopicID == "" && topicIDs != nil && topicIDs[i] != got.TopicID {
+			// As in answerHeld: the peer learns of the change with the next fetch.
+			got.TopicID = topicIDs[i]
+			f.news = true
+			continue
+		}
+		if asked.TopicID != "" && asked.TopicID != got.TopicID {
+			got.LogStartOffset, got.HighWaterMark = p.log.Bounds()
+			f.news = true // The offset means nothing here, which the ID says.
+			continue
+		}
+		f.parts[i] = fetchedLog{partition: p, next: asked.Offset}
+	}
+	capacity := f.frame
+	for k := range f.parts {
+		i := (first + k) % len(f.parts)
+		p := f.parts[i].partition
+		if p == nil {
+			continue
+		}
+		if err := f.answerPart(ctx, i, capacity); err != nil {
+			if errors.Is(err, ErrClosed) {
+				// The topic was deleted meanwhile, or the broker is closing.
+				_, _, gone := s.partition(p.topic, p.id)
+				err = cmp.Or(gone, err)
+			}
+			f.refuse(i, err)
+		}
+		got := &f.Partitions[i]
+		got.LogStartOffset, got.HighWaterMark = p.log.Bounds()
+	}
+	return f
+}
+
+// enough tells whether the request need not be held.
+func (f *fetchedBatches) enough() bool { return f.news || f.full || f.size >= f.minBytes }
+
+// refuse says why there is nothing of a partition.
+func (f *fetchedBatches) refuse(i int, err error) {
+	f.Partitions[i].refuse(err)
+	f.frame -= fetchedPartSize + stringWireSize(f.Partitions[i].Error)
+	f.news = true
+}
+
+// line appends the line of the answer, behind which body comes. Where it came out longer
+// than was reckoned, batches are left out.
+func (f *fetchedBatches) line(dst []byte, id string, maxFrame int) ([]byte, error) {
+	for i := len(f.parts); ; i-- {
+		line, err := appendBodyResponse(dst, id, f.size, &f.fetchBatchResponse)
+		if err != nil || len(line)-len(dst)+f.size <= maxFrame || i == 0 {
+			return line, err
+		}
+		got := &f.Partitions[i-1]
+		f.size -= got.Bytes
+		got.Bytes, got.Epoch = 0, 0
+		f.parts[i-1].batches = nil
+	}
+}
+
+// answerPart adds the batches of a partition, unless the log is another there than the one
+// of the reader. capacity is what a frame can hold of batches.
+func (f *fetchedBatches) answerPart(ctx context.Context, i, capacity int) error {
+	asked, got, p := &f.request.Partitions[i], &f.Partitions[i], f.parts[i].partition
+	if asked.LastEpoch > 0 {
+		end, err := p.log.EpochEnd(ctx, asked.LastEpoch)
+		if err != nil {
+			return err
+		}
+		if asked.Offset > end {
+			got.DivergedAt = &end
+			f.news = true
+			return nil
+		}
+	}
+	err := f.collect(ctx, i, capacity)
+	if err == nil && got.Bytes == 0 && asked.LastEpoch <= 0 {
+		got.Epoch = p.epochBefore(ctx, asked.Offset) // As in partition.answer.
+	}
+	return err
+}
+
+// collect adds batches of a partition: as many as it, and all together, may have.
+func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
+	got, l := &f.Partitions[i], &f.parts[i]
+	wanted := f.request.Partitions[i].MaxBytes
+	if wanted <= 0 {
+		wanted = defaultFetchBytes
+	}
+	for got.Bytes < wanted {
+		left := min(f.maxBytes-f.size, f.frame)
+		if left <= 0 {
+			f.full = true
+			return nil
+		}
+		read, err := l.partition.log.Read(ctx, l.next, min(wanted-got.Bytes, left))
+		if errors.Is(err, ErrOffsetOutOfRange) && got.Bytes > 0 {
+			return nil // Retention has overtaken this fetch; the next one is told.
+		}
+		if err != nil {
+			return err
+		}
+		taken, err := f.take(i, read, wanted-got.Bytes, capacity)
+		if err != nil || !taken {
+			read.Release()
+			return err
+		}
+	}
+	return nil
+}
+
+// take adds batches of what was read, wanted bytes of them at most, but one of a partition
+// at least. It returns false if none was taken.
+func (f *fetchedBatches) take(i int, read LogRead, wanted, capacity int) (bool, error) {
+	got, l := &f.Partitions[i], &f.parts[i]
+	size := 0
+	for rest := read.Batches; len(rest) > 0; {
+		b, err := headOf(rest)
+		if err != nil {
+			return false, err
+		}
+		if len(b) > capacity {
+			if size+got.Bytes > 0 {
+				break // The next fetch is told.
+			}
+			return false, fmt.Errorf("%w: a batch of %d bytes at offset %d, the answer has room for %d", ErrMessageTooLarge, len(b), b.baseOffset(), capacity)
+		}
+		if size+len(b) > f.frame || f.size+size > 0 && f.size+size+len(b) > f.maxBytes {
+			f.full = true
+			break
+		}
+		if got.Bytes+size > 0 && size+len(b) > wanted {
+			break
+		}
+		size += len(b)
+		rest = rest[len(b):]
+		l.next, got.Epoch = b.nextOffset(), b.epoch()
+	}
+	if size == 0 {
+		return false, nil
+	}
+	l.batches = append(l.batches, read.Batches[:size:size])
+	l.reads = append(l.reads, read)
+	got.Bytes += size
+	f.size += size
+	f.frame -= size
+	return true, nil
+}
+
+// headOf returns the first of the batches that a log has lent. The log has looked at them,
+// so only what would lead astray is looked at here.
+func headOf(data []byte) (batch, error) {
+	if len(data) >= batchHeaderSize {
+		n := int64(int32(binary.BigEndian.Uint32(data[batchLengthAt:]))) + batchLengthEnd
+		if n >= batchHeaderSize && n <= int64(len(data)) {
+			return batch(data[:n:n]), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: the log has lent %d bytes that are no batch", ErrCorrupt, len(data))
+}
+
+// heldBatches is a FetchBatch that waits.
+type heldBatches struct {
+	request  *fetchBatchRequest
+	topicIDs []string // of its partitions
+	parts    []*partition
+	next     []int64 // offset of each from which on nothing was counted
+	left     int     // bytes to wait for
+}
+
+// hold makes of an answer that is not enough what is to be waited for, and releases it.
+func (f *fetchedBatches) hold() *heldBatches {
+	h := &heldBatches{
+		request:  f.request,
+		topicIDs: make([]string, len(f.parts)),
+		parts:    make([]*partition, len(f.parts)),
+		next:     make([]int64, len(f.parts)),
+		left:     f.minBytes - f.size,
+	}
+	for i := range f.parts {
+		h.topicIDs[i], h.parts[i], h.next[i] = f.Partitions[i].TopicID, f.parts[i].partition, f.parts[i].next
+	}
+	f.release()
+	return h
+}
+
+// awaitBatches waits until a FetchBatch has enough to be answered with, its time is over,
+// stop is closed, or there is something wrong, which fetchBatch will find out.
+func (s *service) awaitBatches(ctx context.Context, h *heldBatches, stop <-chan struct{}) {
+	timeout := time.NewTimer(time.Duration(min(h.request.MaxWaitMs, maxFetchHold.Milliseconds())) * time.Millisecond)
+	defer timeout.Stop()
+	w := newWatch(h.parts)
+	defer w.end()
+	for i := range h.parts {
+		if w.arm(i); s.look(ctx, h, i) {
+			return
+		}
+	}
+	for {
+		select {
+		case <-w.wake:
+		case <-timeout.C:
+			return
+		case <-stop:
+			return
+		}
+		for _, i := range w.take() {
+			if w.arm(i); s.look(ctx, h, i) {
+				return
+			}
+		}
+	}
+}
+
+// look counts what has come to a partition. It returns true if that is enough, or the
+// partition is not what it was.
+func (s *service) look(ctx context.Context, h *heldBatches, i int) bool {
+	p := h.parts[i]
+	if _, now, err := s.partition(p.topic, p.id); err != nil || now != p {
+		return true
+	}
+	if h.left <= 1 {
+		_, end := p.log.Bounds()
+		return end > h.next[i]
+	}
+	for h.left > 0 {
+		read, err := p.log.Read(ctx, h.next[i], h.left)
+		if err != nil {
+			return true
+		}
+		for rest := read.Batches; len(rest) > 0; {
+			b, err := headOf(rest)
+			if err != nil {
+				return true
+			}
+			rest = rest[len(b):]
+			h.left -= len(b)
+			h.next[i] = b.nextOffset()
+		}
+		read.Release()
+		if len(read.Batches) == 0 {
+			return false
+		}
+	}
+	return true
+}
