@@ -84,6 +84,30 @@ func (b batch) lastOffsetDelta() int32 { return int32(binary.BigEndian.Uint32(b[
 func (b batch) firstTime() int64 { return int64(binary.BigEndian.Uint64(b[batchFirstTimeAt:])) }
 func (b batch) maxTime() int64   { return int64(binary.BigEndian.Uint64(b[batchMaxTimeAt:])) }
 
+// producerFields are what a batch says of the idempotent producer that has made it; all of
+// them are -1 without one.
+type producerFields struct {
+	id       int64
+	epoch    int16
+	sequence int32 // of the first record
+}
+
+func (b batch) producer() producerFields {
+	return producerFields{
+		id:       int64(binary.BigEndian.Uint64(b[batchProducerAt:])),
+		epoch:    int16(binary.BigEndian.Uint16(b[batchProdEpochAt:])),
+		sequence: int32(binary.BigEndian.Uint32(b[batchSequenceAt:])),
+	}
+}
+
+// setProducer writes a producer's fields, and the checksum that covers them.
+func (b batch) setProducer(p producerFields) {
+	binary.BigEndian.PutUint64(b[batchProducerAt:], uint64(p.id))
+	binary.BigEndian.PutUint16(b[batchProdEpochAt:], uint16(p.epoch))
+	binary.BigEndian.PutUint32(b[batchSequenceAt:], uint32(p.sequence))
+	binary.BigEndian.PutUint32(b[batchCRCAt:], crc32.Checksum(b[batchAttributesAt:], castagnoli))
+}
+
 // nextOffset is the offset behind the batch's last record.
 func (b batch) nextOffset() int64 { return b.baseOffset() + int64(b.lastOffsetDelta()) + 1 }
 
