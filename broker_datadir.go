@@ -24,7 +24,7 @@ import (
 //	robust.json                           who the broker is
 //	groups/                               the log of consumer groups (broker_journal.go)
 //	topics/NAME@ID/topic.json             a topic
-//	topics/NAME@ID/PARTITION/*.log, *.index, start.json
+//	topics/NAME@ID/PARTITION/*.log, *.index, *.producers, start.json
 //	trash/                                topics that are being deleted
 //
 // The name in a directory's is for people; topic.json has the one that counts, and must be

@@ -35,7 +35,8 @@ type Damage struct {
 	// storage. That is what a crash leaves of a write; the broker cuts it off when
 	// it starts.
 	Tail bool
-	// Repaired: messages at these offsets are gone, and all others can be read.
+	// Repaired: messages at these offsets are gone, and all others can be read. What is
+	// not in a log has been put aside; the broker does without.
 	Repaired bool
 }
 
@@ -171,6 +172,9 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 	if err := i.json(filepath.Join(dir, startName), &start); err != nil {
 		return err
 	}
+	if err := i.inspectProducers(dir, h); err != nil {
+		return err
+	}
 	if i.topic != "" {
 		i.report.Partitions++
 	}
@@ -203,6 +207,37 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// inspectProducers checks what is kept of producers. A repair puts a damaged file aside: the
+// broker finds out again from the log what it can.
+func (i *inspector) inspectProducers(dir string, h segmentHeader) error {
+	infos, err := i.files.list(dir)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, info := range infos {
+		var ok bool
+		if h.base, ok = parseSegmentName(info.name, producersSuffix); !ok {
+			continue
+		}
+		_, err := readProducers(i.files, dir, h)
+		var d damage
+		if err == nil {
+			continue
+		}
+		if !errors.As(err, &d) {
+			return storageError(err)
+		}
+		path := filepath.Join(dir, info.name)
+		if i.repair {
+			if err := i.files.rename(path, path+damagedSuffix); err != nil {
+				return storageError(err)
+			}
+		}
+		i.damaged(Damage{CorruptError: CorruptError{File: path, From: -1, To: -1, Reason: string(d)}, Repaired: i.repair})
 	}
 	return nil
 }
@@ -470,6 +505,7 @@ func remakeIndex(ctx context.Context, s *segment, dir string) error {
 	}
 	data := s.header.encode(indexMagic)
 	for n := range entries {
+		entries[n].flags |= indexProducers // It may, by segments before this one.
 		data = entries[n].append(data)
 	}
 	return replaceFile(s.log.cache.files, segmentPath(dir, s.header.base, indexSuffix), data)

@@ -10,9 +10,10 @@ import (
 
 // A segment is a file of record batches, as they are on the wire, each of which begins at
 // the offset at which the one before ends. Segments and their indexes are named by the
-// offset of the first record, and begin with a header, big-endian:
+// offset of the first record, what is known of producers (see broker_log_producers.go) by
+// that behind the last. They begin with a header, big-endian:
 //
-//	 0  magic        8 bytes  "robust" and "lg" for a segment, "ix" for an index
+//	 0  magic        8 bytes  "robust" and "lg" for a segment, "ix" for an index, "pr" for producers
 //	 8  version      uint16   1
 //	10  reserved     uint16   0
 //	12  partition    int32
@@ -24,6 +25,7 @@ const (
 	segmentVersion    = 1
 	segmentMagic      = "robustlg"
 	indexMagic        = "robustix"
+	producersMagic    = "robustpr"
 	maxTopicIDBytes   = 36
 )
 
@@ -57,11 +59,17 @@ const damageForeign damage = "it belongs to another log, or another place in it"
 // version that is not known, or that of the read.
 func (h segmentHeader) check(f file, path, magic string) error {
 	var b [segmentHeaderSize]byte
-	switch _, err := f.ReadAt(b[:], 0); {
-	case errors.Is(err, io.EOF):
-		return damage("the header is cut off")
-	case err != nil:
+	if _, err := f.ReadAt(b[:], 0); err != nil && !isEOF(err) {
 		return err
+	} else if err != nil {
+		return damage("the header is cut off")
+	}
+	return h.checkBytes(b[:], path, magic)
+}
+
+// checkBytes is check for who has the header in memory.
+func (h segmentHeader) checkBytes(b []byte, path, magic string) error {
+	switch {
 	case crc32.Checksum(b[:segmentHeaderSize-4], castagnoli) != binary.BigEndian.Uint32(b[segmentHeaderSize-4:]):
 		return damage("the header's checksum is wrong")
 	case string(b[:8]) != magic:
@@ -70,7 +78,7 @@ func (h segmentHeader) check(f file, path, magic string) error {
 	if version := binary.BigEndian.Uint16(b[8:]); version != segmentVersion {
 		return fmt.Errorf("%w: %s has format version %d, known is %d", ErrUnsupported, path, version, segmentVersion)
 	}
-	if string(b[:]) != string(h.encode(magic)) {
+	if string(b) != string(h.encode(magic)) {
 		return damageForeign
 	}
 	return nil

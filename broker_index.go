@@ -24,7 +24,7 @@ import (
 //	12  epoch        int32   of the last batch before position; 0 without one
 //	16  max time     int64   of the records before position in the segment
 //	24  append time  int64   of the last batch before position
-//	32  flags        uint16  1 all before position is synced; 2 the broker was closed here
+//	32  flags        uint16  1 all before position is synced; 2 the broker was closed here; 4 the log knows producers there
 //	34  reserved     uint16  0
 //	36  crc          uint32  CRC-32C of the bytes before it
 const (
@@ -32,6 +32,7 @@ const (
 	indexInterval  = 16 << 10
 	indexSynced    = 1
 	indexClean     = 2
+	indexProducers = 4
 )
 
 type indexEntry struct {

@@ -28,6 +28,8 @@ type diskLog struct {
 	hints   [4]atomic.Pointer[readHint]
 	turn    atomic.Uint32 // of hints
 
+	producers atomic.Pointer[logProducers] // nil while there are none
+
 	// wanted is how many wait for nobody to append, and hurry hears of it.
 	wanted atomic.Int32
 	hurry  chan struct{}
@@ -80,6 +82,20 @@ type logView struct {
 	start    int64      // oldest offset that may be read
 	first    int64      // append time of the last segment's first batch; 0 while it is empty
 	last     indexEntry // the end of the log, in the last segment
+}
+
+// logProducers is what a log has of idempotent producers.
+type logProducers struct {
+	states producerStates // whoever works
+	// silent is a time since when the one that has been silent for longest has been so, at
+	// least; 0 if there are none.
+	silent atomic.Int64
+
+	// For whoever has the sync token: where they were kept last; the files that have them,
+	// by offset; and when to try again after a failure.
+	kept  syncPoint
+	files []int64
+	again time.Time
 }
 
 // syncPoint is a place in a log; segment is the base offset of the segment it is in.
@@ -227,6 +243,14 @@ func (v *logView) size(i int) int64 {
 	return v.segments[i].size
 }
 
+// lastBase returns the base offset of the last segment; 0 if there is none.
+func (v *logView) lastBase() int64 {
+	if len(v.segments) == 0 {
+		return 0
+	}
+	return v.segments[len(v.segments)-1].header.base
+}
+
 // next returns the offset at which the i-th segment ends.
 func (v *logView) next(i int) int64 {
 	if i == len(v.segments)-1 {
@@ -345,7 +369,7 @@ func (l *diskLog) letGo(s *segment) {
 
 // logJob is an append, or something else that must not happen beside one.
 type logJob struct {
-	batches []byte
+	batches []byte // nil if they are stored already
 	acks    Acks
 	done    func(AppendResult)
 	result  AppendResult

@@ -332,13 +332,15 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	if err != nil {
 		return err
 	}
+	// What the log knows no more now it need not have known before.
+	entries[len(entries)-1].flags |= v.last.flags & indexProducers
 	end := entries[len(entries)-1]
 	last := i == len(v.segments)-1
 	if last && (l.synced.segment != s.header.base || l.synced.at.pos != end.pos) {
 		entries = entries[:len(entries)-1]
 		if l.synced.segment == s.header.base {
 			at := l.synced.at
-			at.flags = indexSynced
+			at.flags = at.flags&indexProducers | indexSynced
 			n, _ := slices.BinarySearchFunc(entries, at.pos, func(e indexEntry, pos int64) int { return cmp.Compare(e.pos, pos+1) })
 			entries = slices.Insert(entries, n, at)
 		}

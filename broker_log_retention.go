@@ -7,6 +7,7 @@ import (
 )
 
 func (l *diskLog) Expire(now time.Time) error {
+	l.expireProducers(now)
 	c := l.config.Load()
 	v := l.visible.Load()
 	if l.ended.Load() || len(v.segments) == 0 {

@@ -30,9 +30,9 @@ func (l *diskLog) syncNow() {
 // syncWritten brings what has been written so far to stable storage, the last segment
 // only if all says so, and answers those who wait for that. The caller has the sync token.
 func (l *diskLog) syncWritten(all bool) error {
-	l.mu.Lock()
-	w := l.written
-	l.mu.Unlock()
+	w, producers := l.viewToSync()
+	// What is kept of producers must not be ahead of what is synced.
+	all = all || producers != nil
 	rolled := false
 	for i, s := range w.segments {
 		end := w.ending(i)
@@ -68,6 +68,7 @@ func (l *diskLog) syncWritten(all bool) error {
 		l.flushIndex(s, false)
 	}
 	l.answerSynced(w)
+	l.keepProducers(producers)
 	if rolled {
 		if err := l.trimBytes(); err != nil {
 			l.store.warn.warn("retention failed", l.name, "log", l.name, "error", err)
@@ -119,7 +120,7 @@ func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
 	if !complete && end.pos-l.noted < min(maxNoteInterval, l.config.Load().SegmentBytes/16) {
 		return
 	}
-	end.flags = indexSynced
+	end.flags = end.flags&indexProducers | indexSynced
 	s.index.add(end)
 	l.noted = end.pos
 	l.flushIndex(s, complete)
@@ -145,24 +146,29 @@ func (l *diskLog) answerSynced(w *logView) {
 		v.segments = slices.DeleteFunc(slices.Clone(v.segments), func(s *segment) bool { return s.header.base < base })
 		l.visible.Store(&v)
 	}
-	n := l.syncedWaitersLocked()
-	answered := l.waiters[:n:n]
-	l.waiters = slices.Clone(l.waiters[n:])
+	answered := l.takeWaitersLocked(func(j *logJob) bool { return j.end <= l.synced.at.offset })
 	l.mu.Unlock()
 	for _, j := range answered {
 		j.done(j.result)
 	}
-	if always && n > 0 {
+	if always && len(answered) > 0 {
 		l.advanced()
 	}
 }
 
-// syncedWaitersLocked returns how many of those who wait for a sync have waited long enough.
-func (l *diskLog) syncedWaitersLocked() (n int) {
-	for n < len(l.waiters) && l.waiters[n].end <= l.synced.at.offset {
-		n++
+// takeWaitersLocked takes some of those who wait for a sync out of the queue. Mostly they are
+// the first, but for appends that repeat what was stored before.
+func (l *diskLog) takeWaitersLocked(which func(*logJob) bool) (taken []*logJob) {
+	var left []*logJob
+	for _, j := range l.waiters {
+		if which(j) {
+			taken = append(taken, j)
+		} else {
+			left = append(left, j)
+		}
 	}
-	return n
+	l.waiters = left
+	return taken
 }
 
 // syncFailed deals with a segment that could not be synced. What of it has reached stable
@@ -180,15 +186,14 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	var w *logView
 	_ = l.exclusive(func() error {
 		l.mu.Lock()
-		n := l.syncedWaitersLocked()
-		failed = slices.Clone(l.waiters[n:])
-		l.waiters = l.waiters[:n]
+		failed = l.takeWaitersLocked(func(j *logJob) bool { return j.end > l.synced.at.offset })
 		l.sealed = true
 		if always {
 			l.cutUnsyncedLocked()
 		}
 		w = l.written
 		l.mu.Unlock()
+		l.doubtProducers(s, w)
 		if err := l.removeRest(); err != nil {
 			l.store.warn.warn("what was not acknowledged cannot be removed yet", l.name, "log", l.name, "error", err)
 		}
@@ -214,7 +219,7 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 		if always {
 			j.fail(cause)
 		} else {
-			j.fail(fmt.Errorf("%w: stored at offset %d, but not known to outlive a power failure: %w", ErrStorage, j.result.BaseOffset, cause))
+			j.fail(fmt.Errorf("%w: %w", inDoubt(j.result.BaseOffset), cause))
 		}
 	}
 	return storageError(cause)
@@ -275,15 +280,22 @@ func (l *diskLog) Close() error {
 	l.ended.Store(true)
 	var w *logView
 	var refused []*segment
+	var producers *keptProducers
+	var end indexEntry
 	_ = l.exclusive(func() error {
 		w, refused = l.written, l.refused
+		producers = l.finalProducers()
+		end = w.last
+		end.flags = l.producersFlag()
 		return nil
 	})
-	if n := len(w.segments); n > 0 && err == nil && synced == nil && w.last != l.clean && !l.doubtful {
-		s, end := w.segments[n-1], w.last
-		end.flags = indexSynced | indexClean
-		s.index.add(end)
-		l.flushIndex(s, true)
+	if n := len(w.segments); n > 0 && err == nil && synced == nil {
+		l.keepProducers(producers)
+		if end != l.clean && !l.doubtful {
+			end.flags |= indexSynced | indexClean
+			w.segments[n-1].index.add(end)
+			l.flushIndex(w.segments[n-1], true)
+		}
 	}
 	for _, s := range slices.Concat(w.segments, refused) {
 		l.letGo(s)

@@ -2,7 +2,6 @@ package robust
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -19,9 +18,6 @@ const (
 	// maxSegmentSize is what positions in an index can name.
 	maxSegmentSize = math.MaxUint32
 )
-
-// fail ends an append that is not stored.
-func (j *logJob) fail(err error) { j.done(AppendResult{Err: storageError(err)}) }
 
 func (l *diskLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
 	if !l.enqueue(&logJob{batches: batches, acks: acks, done: done}) {
@@ -101,7 +97,10 @@ func (l *diskLog) appendSome(jobs []*logJob) (n int) {
 		jobs[0].fail(err)
 		return 1
 	}
-	g := appendGroup{view: *l.written, epoch: l.epoch, now: now}
+	if p := l.producers.Load(); p != nil {
+		p.states.settle(l.visible.Load().last.offset) // What can be read is not cut off.
+	}
+	g := appendGroup{log: l, view: *l.written, epoch: l.epoch, now: now}
 	g.indexed = g.view.segments[len(g.view.segments)-1].index.last()
 	for _, j := range jobs {
 		if j.run != nil || len(g.jobs) > 0 && (g.size+len(j.batches) > maxGroupBytes || !l.fits(&g.view, int64(len(j.batches)), now)) {
@@ -109,66 +108,16 @@ func (l *diskLog) appendSome(jobs []*logJob) (n int) {
 		}
 		n++
 		if err := g.add(j); err != nil {
-			j.fail(err)
+			j.done(AppendResult{Err: err})
 		}
 	}
 	if g.size > 0 {
 		if err := l.write(&g); err != nil {
-			for _, j := range g.jobs {
-				j.fail(err)
-			}
-			return n
+			g.abandon(l.written.last.offset, err)
 		}
 	}
 	l.finish(&g)
 	return n
-}
-
-// appendGroup is what is written at once. view is the log as it will be afterwards.
-type appendGroup struct {
-	jobs    []*logJob
-	size    int
-	view    logView
-	epoch   int32
-	now     int64
-	indexed int64 // position of the last index entry
-	entries []indexEntry
-}
-
-// add checks and stamps an append's batches: all of them or none.
-func (g *appendGroup) add(j *logJob) error {
-	next := g.view.last.offset
-	for rest := j.batches; len(rest) > 0; {
-		b, more, err := parseBatch(rest)
-		if err != nil {
-			return err
-		}
-		if next > math.MaxInt64-int64(b.lastOffsetDelta())-1 {
-			return fmt.Errorf("%w: a batch of %d offsets behind offset %d", ErrMalformed, int64(b.lastOffsetDelta())+1, next)
-		}
-		b.stamp(next, g.epoch, g.now)
-		next = b.nextOffset()
-		rest = more
-	}
-	base, last := g.view.last.offset, &g.view.last
-	for rest := j.batches; len(rest) > 0; {
-		b := cutBatch(rest)
-		rest = rest[len(b):]
-		if last.pos-g.indexed >= indexInterval {
-			g.entries = append(g.entries, *last)
-			g.indexed = last.pos
-		}
-		if last.pos == segmentHeaderSize {
-			g.view.first = g.now
-		}
-		last.offset, last.pos = b.nextOffset(), last.pos+int64(len(b))
-		last.epoch, last.appendTime, last.maxTime = g.epoch, g.now, max(last.maxTime, b.maxTime())
-	}
-	j.result = AppendResult{BaseOffset: base, AppendTime: g.now, Acks: j.acks}
-	j.end = last.offset
-	g.jobs = append(g.jobs, j)
-	g.size += len(j.batches)
-	return nil
 }
 
 // fits tells whether the last segment may take in size more bytes.
@@ -350,20 +299,29 @@ func (l *diskLog) finish(g *appendGroup) {
 	if !always {
 		l.visible.Store(l.written)
 	}
+	seen := l.visible.Load().last.offset
+	waits := func(j *logJob) bool {
+		if always {
+			return j.end > seen
+		}
+		return j.acks == AcksSynced
+	}
 	for _, j := range g.jobs {
-		if always || j.acks == AcksSynced {
+		if always {
 			j.result.Acks = AcksSynced
+		}
+		if waits(j) {
 			l.waiters = append(l.waiters, j)
 			waiting = true
 		}
 	}
 	l.mu.Unlock()
-	if !always {
-		for _, j := range g.jobs {
-			if j.acks != AcksSynced {
-				j.done(j.result)
-			}
+	for _, j := range g.jobs {
+		if !waits(j) {
+			j.done(j.result)
 		}
+	}
+	if !always && g.size > 0 {
 		l.advanced()
 	}
 	if waiting {

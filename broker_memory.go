@@ -152,6 +152,8 @@ type memoryLog struct {
 	bytes    int64 // of all segments
 	start    int64 // oldest offset that may be read
 	end      int64 // high-water mark
+
+	producers producerStates
 }
 
 // epochStart is where the records of an epoch begin.
@@ -188,7 +190,7 @@ func (l *memoryLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
 		done(AppendResult{Err: fmt.Errorf("%w: acks %q: messages are kept in memory", ErrUnsupported, acks)})
 		return
 	}
-	result, advanced := l.append(batches)
+	result, advanced := l.append(batches) // advanced is nil if nothing is new.
 	done(result)
 	if advanced != nil {
 		advanced()
@@ -209,6 +211,12 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 		if err != nil {
 			return AppendResult{Err: err}, nil
 		}
+		if b.producer().id >= 0 {
+			before, repeated, err := l.producers.appendAlone(b, batches, next, now)
+			if err != nil || repeated {
+				return AppendResult{BaseOffset: before.base, AppendTime: before.time, Err: err}, nil
+			}
+		}
 		b.stamp(next, l.epoch, now)
 		next = b.nextOffset()
 		rest = r
@@ -223,6 +231,7 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 		rest = rest[len(b):]
 	}
 	l.end = next
+	l.producers.settle(next)
 	l.trimBytesLocked()
 	return AppendResult{BaseOffset: base, AppendTime: now}, l.advanced
 }
@@ -416,6 +425,7 @@ func (l *memoryLog) Configure(c LogConfig) {
 func (l *memoryLog) Expire(now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.producers.expire(now.UnixMilli())
 	if l.config.RetentionAge <= 0 {
 		return nil
 	}

@@ -44,7 +44,11 @@ func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHe
 	if err := r.collect(infos); err != nil {
 		return nil, storageError(err)
 	}
-	if err := r.recover(ctx); err != nil {
+	err = r.recover(ctx)
+	if err == nil {
+		err = r.producers.restore(ctx, l, r.frontier)
+	}
+	if err != nil {
 		for _, s := range l.written.segments {
 			l.letGo(s)
 			s.retire()
@@ -65,6 +69,8 @@ type recovery struct {
 	entries  int64 // of that index, up to the frontier
 
 	lost *segment // has lost what was synced; nothing more may be written to it
+
+	producers producerRecovery
 }
 
 // collect finds the log's segments, and clears away what was never finished.
@@ -81,6 +87,10 @@ func (r *recovery) collect(infos []fileInfo) error {
 			s := newSegment(l.store.cache, l.dir, h)
 			s.size, s.linked, s.complete = info.size, true, true
 			v.segments = append(v.segments, s)
+		case strings.HasSuffix(info.name, producersSuffix):
+			if offset, ok := parseSegmentName(info.name, producersSuffix); ok {
+				r.producers.files = append(r.producers.files, offset)
+			}
 		case strings.HasSuffix(info.name, indexSuffix):
 			indexes = append(indexes, info.name)
 		case strings.HasSuffix(info.name, temporarySuffix):
@@ -135,7 +145,10 @@ func (r *recovery) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.frontier.flags = 0
+	r.frontier.flags &= indexProducers
+	if !r.known && len(r.producers.files) > 0 {
+		r.frontier.flags = indexProducers // There may be.
+	}
 	v.last = r.frontier
 	l.synced = syncPoint{v.segments[r.at].header.base, v.last}
 	l.noted = v.last.pos
@@ -399,6 +412,7 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 		*end = indexEntry{
 			offset: next.nextOffset(), pos: b.pos, epoch: next.epoch(),
 			maxTime: max(end.maxTime, next.maxTime()), appendTime: next.appendTime(),
+			flags: end.flags | r.producers.saw(next),
 		}
 	}
 }

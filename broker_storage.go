@@ -127,6 +127,21 @@ type PartitionLog interface {
 	// stored in the order of their calls. batches is the log's until done is
 	// called; done must not block. A log that cannot give what acks asks for
 	// refuses with [ErrUnsupported], one whose storage fails with [ErrStorage].
+	//
+	// A batch of an idempotent producer, one with a producer id of 0 or more, is appended
+	// alone; among others it is an [ErrInvalidRequest]. Its sequence is that of its first
+	// record, and goes round from MaxInt32 to 0. For each producer id the log knows the epoch
+	// and the last five batches, and stores a batch only if it is the next: the sequence is
+	// that behind the last batch of the same epoch; or 0, in a higher epoch, which takes the
+	// place of the last, or where the producer is not known. One of the five, with the
+	// same sequence and as many records, is stored already, and answered with the offset and
+	// the time that it has, as soon as it is stored as acks asks. A lower epoch is refused
+	// with [ErrFenced], anything else as out of order.
+	//
+	// A batch that is not in the log any more because its end was lost, or that was refused
+	// in the end, counts as not stored. One that retention or DeleteBefore has removed
+	// counts as stored. What is known of a producer outlives the log's closing, and is
+	// forgotten 7 days after its last batch, or when 10,000 others have been at work since.
 	Append(batches []byte, acks Acks, done func(AppendResult))
 	// DeleteBefore makes offset the oldest retained one, if it is higher.
 	DeleteBefore(ctx context.Context, offset int64) error

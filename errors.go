@@ -62,11 +62,12 @@ var (
 	ErrCorrupt = errors.New("robust: stored data is damaged")
 	// ErrDataDirInUse: another broker works in the directory.
 	ErrDataDirInUse = errors.New("robust: data directory is in use")
-)
 
-// errOutOfOrderSequence: a batch of a producer whose batches are numbered does not follow
-// on the last one that was stored. The client that numbers them deals with it.
-var errOutOfOrderSequence = errors.New("robust: out of order sequence")
+	// errOutOfOrderSequence: a batch of an idempotent producer is neither the next of its
+	// batches nor one of the last that were stored. The producer sees to it; an application
+	// does not meet it.
+	errOutOfOrderSequence = errors.New("robust: sequence is out of order")
+)
 
 // errorCode is the stable word for a condition on the wire (error_code).
 type errorCode string
