@@ -24,7 +24,7 @@ func TestLateAnswer(t *testing.T) {
 		var produced atomic.Int64
 		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
 			return requests(nil), answers(func(f proxiedFrame) verdict {
-				if f.kind != requestProduce {
+				if f.kind != requestProduceBatch {
 					return f.pass()
 				}
 				if produced.Add(1)%2 == 1 {
@@ -46,7 +46,7 @@ func TestLateAnswer(t *testing.T) {
 			_, offset, err := producer.SendMessage(t.Context(), to0(fmt.Sprint(2*i+1)))
 			require.NoError(t, err)
 			require.Equal(t, 2*i+1, offset)
-			require.Equal(t, time.Second, time.Since(start))
+			require.Less(t, time.Since(start), 1100*time.Millisecond, "what is held up does not hold up what comes later")
 		}
 		<-time.After(time.Minute)
 		require.Equal(t, 1, proxy.connections())

@@ -85,7 +85,7 @@ const lineRoom = 1 << 10
 func (q *outQueue) wantsLocked() bool {
 	o := q.box
 	b := q.pending[0]
-	return len(q.pending) > 1 || b.sealed || b.due || b.build.count() >= o.cfg.batchSize || o.flushing > 0 || o.closed
+	return len(q.pending) > 1 || b.sealed || b.due || b.build.count() >= o.cfg.batchSize || o.flushing > 0 || o.closed || o.cfg.batchTimeout == 0
 }
 
 // blockedLocked tells that nothing may be sent now, however much wants to be.

@@ -57,15 +57,37 @@ func (s *outSender) noteLocked(q *outQueue) (drive bool) {
 // caller then drives.
 func (s *outSender) beginLocked() bool {
 	if s.driving || !s.sendableLocked() {
-		if !s.waiting && len(s.lingering) > 0 {
-			s.waiting = true
-			s.linger.Reset(s.lingering[0].dueAt - time.Since(s.box.born))
-		}
+		s.armLocked()
 		return false
 	}
 	s.driving = true
 	return true
 }
+
+// armLocked has the linger timer run when something may be due that nothing else brings
+// about.
+func (s *outSender) armLocked() {
+	if s.waiting || s.driving {
+		return
+	}
+	var at time.Duration
+	switch {
+	case s.requests >= maxRequests || s.lockStep() && s.requests > 0:
+		return // The answer does.
+	case len(s.ready) > 0:
+		at = s.sentAt + s.pace()
+	case len(s.lingering) > 0:
+		at = s.lingering[0].dueAt
+	default:
+		return
+	}
+	s.waiting = true
+	s.linger.Reset(max(at-time.Since(s.box.born), 0))
+}
+
+// pace is the time after which one more request leaves though others are not answered:
+// what is held up may be of other partitions.
+func (s *outSender) pace() time.Duration { return max(s.box.cfg.batchTimeout, time.Millisecond) }
 
 // sendableLocked tells whether a request may leave. An idle broker is given whatever
 // there is.
@@ -73,14 +95,12 @@ func (s *outSender) sendableLocked() bool {
 	switch {
 	case s.requests == 0:
 		return len(s.ready) > 0 || len(s.lingering) > 0
-	case s.lockStep():
+	case s.lockStep() || len(s.ready) == 0 || s.requests >= maxRequests:
 		return false
-	case s.requests < fewRequests:
-		return len(s.ready) > 0
-	case s.requests < maxInFlight:
-		return len(s.ready) > 0 && len(s.ready[0].pending) > 1
+	case s.requests < fewRequests, s.requests < maxInFlight && len(s.ready[0].pending) > 1:
+		return true
 	default:
-		return false
+		return time.Since(s.box.born) >= s.sentAt+s.pace()
 	}
 }
 
@@ -95,25 +115,21 @@ func (s *outSender) lingered() {
 	now := time.Since(o.born)
 	for len(s.lingering) > 0 {
 		q := s.lingering[0]
+		due := q.state == queueLingering && q.sender == s
+		if due && len(q.pending) > 0 && q.dueAt > now {
+			break
+		}
+		s.lingering = s.lingering[1:]
 		switch {
-		case q.state != queueLingering || q.sender != s:
-		case len(q.pending) == 0:
-			q.state = queueIdle
-		case q.dueAt > now:
-			drive := s.beginLocked()
-			o.mu.Unlock()
-			if drive {
-				s.drive(false)
-			}
-			return
-		default:
+		case due && len(q.pending) > 0:
 			q.pending[0].due = true
 			q.state = queueReady
 			s.ready = append(s.ready, q)
+		case due:
+			q.state = queueIdle
 		}
-		s.lingering = s.lingering[1:]
 	}
-	drive := s.beginLocked()
+	drive := o.ctx.Err() == nil && s.beginLocked()
 	o.mu.Unlock()
 	if drive {
 		s.drive(false)
@@ -155,6 +171,7 @@ func (s *outSender) drive(inline bool) {
 			continue
 		}
 		s.requests++
+		s.sentAt = time.Since(o.born)
 		c := s.conn
 		o.mu.Unlock()
 		o.hand(given)
@@ -246,17 +263,13 @@ func (s *outSender) connect() bool {
 	for {
 		o.mu.Lock()
 		if o.ctx.Err() != nil || !s.busyLocked() {
-			s.driving = false
-			again := o.ctx.Err() == nil && s.beginLocked()
+			s.restLocked()
 			o.mu.Unlock()
-			if !again {
-				return false
-			}
-			continue
+			return false
 		}
-		needId := o.id == 0
+		needID := o.id == 0
 		o.mu.Unlock()
-		c, id, err := s.open(needId)
+		c, id, err := s.open(needID)
 		if err == nil {
 			o.mu.Lock()
 			s.adoptLocked(c, id)
@@ -270,6 +283,15 @@ func (s *outSender) connect() bool {
 		o.hand(given)
 		pause(o.ctx, nil, faultBackoff.before(tries))
 	}
+}
+
+// restLocked ends driving when nothing waits.
+func (s *outSender) restLocked() {
+	for _, q := range s.queues {
+		q.state = queueIdle
+	}
+	s.ready, s.lingering = nil, nil
+	s.driving = false
 }
 
 // busyLocked tells whether anything waits.

@@ -18,6 +18,8 @@ const (
 	// fewRequests is how many requests to a broker are enough: what comes meanwhile makes
 	// the next one larger. Only when batches are full up to their bytes are there more.
 	fewRequests = 2
+	// maxRequests is how many requests to a broker may be under way.
+	maxRequests = 100
 	// maxRequestBytes is how much goes into one request, if it is not one batch.
 	maxRequestBytes = 1 << 20
 	// maxRequestParts is how many batches go into one request.
@@ -198,13 +200,14 @@ type outSender struct {
 
 	// The following are guarded by outbox.mu.
 	queues    []*outQueue
-	ready     []*outQueue // to be sent, in order; may hold queues that are not any more
-	lingering []*outQueue // likewise
-	linger    *time.Timer // runs lingered
-	waiting   bool        // linger is running
-	driving   bool        // somebody drives
-	requests  int         // under way
-	since     time.Time   // when the broker could not be reached for the first time
+	ready     []*outQueue   // to be sent, in order; may hold queues that are not any more
+	lingering []*outQueue   // likewise
+	linger    *time.Timer   // runs lingered
+	waiting   bool          // linger is running
+	driving   bool          // somebody drives
+	requests  int           // under way
+	sentAt    time.Duration // when the last of them left, since the outbox was born
+	since     time.Time     // when the broker could not be reached for the first time
 	// What is known of the broker, from the connection.
 	conn       *conn // nil: none yet, or it has ended
 	frameLimit int   // 0: not known

@@ -52,6 +52,7 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 		return nil, err
 	}
 	p := &SyncProducer{client: c, cfg: cfg, closing: make(chan struct{}), idle: make(chan struct{})}
+	p.cfg.batchTimeout = 0 // Who waits for its answer is not kept waiting.
 	p.box = newOutbox(c, &p.cfg, false, func(b *outBatch) {
 		p.box.count(b)
 		p.box.release(b, b.tell(p.box))
