@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,6 +125,22 @@ func (f *frameReader) line() ([]byte, error) {
 // behind the frame that next returned last, which is not valid any more.
 func (f *frameReader) body(dst []byte) error {
 	return f.readBody(len(dst), func(from int) []byte { return dst[from:] })
+}
+
+// appendBody is body for n bytes, which go into dst in place of what it holds. It grows as
+// they come: who only announces them gets no memory.
+func (f *frameReader) appendBody(dst []byte, n int) ([]byte, error) {
+	dst = dst[:0]
+	err := f.readBody(n, func(from int) []byte {
+		if from == cap(dst) {
+			dst = slices.Grow(dst[:from], min(n-from, max(from, maxReadBuffer)))
+		}
+		return dst[from:min(n, cap(dst))]
+	})
+	if err != nil {
+		return dst[:0], err
+	}
+	return dst[:n], nil
 }
 
 // skipBody is body for bytes that nobody wants.
@@ -341,6 +358,21 @@ func (w *frameWriter) run(done <-chan struct{}) {
 func (w *frameWriter) queue(frame []byte, body ...[]byte) error {
 	var end int64
 	return w.queueTo(&end, frame, body)
+}
+
+// queueBy is queue for frames that encode appends.
+func (w *frameWriter) queueBy(encode func(dst []byte) []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	before := len(w.pending.copied)
+	w.pending.copied = encode(w.pending.copied)
+	n := len(w.pending.copied) - before
+	w.pending.size += n
+	w.queued += int64(n)
+	return nil
 }
 
 // queueTo is queue that sets end, before anything is written, to the position that is

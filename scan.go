@@ -164,6 +164,16 @@ func (s *scanner) str(dst *string) bool {
 	return ok
 }
 
+// sameStr is str for a value that mostly is the previous one again.
+func (s *scanner) sameStr(previous, dst *string) bool {
+	t, ok := s.text()
+	if ok && string(t) != *previous {
+		*previous = string(t)
+	}
+	*dst = *previous
+	return ok
+}
+
 // base64 reads the bytes that a base64 string stands for, nil for null, into dst.
 func (s *scanner) base64(dst *[]byte) bool {
 	if s.next() == 'n' {
