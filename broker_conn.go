@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ type groupJob struct {
 	call *groupCall
 	slot *v0Answer
 	form Protocol
-	id   string
+	id   []byte
 }
 
 func newBrokerConn(s *service, nc net.Conn) *brokerConn {
@@ -85,6 +86,7 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 		done:    make(chan struct{}),
 		storing: budget{limit: maxStoring, given: make(chan struct{}, 1)},
 	}
+	c.out.large = &s.writes
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
@@ -159,7 +161,7 @@ func (c *brokerConn) readFault(err error) error {
 
 // refuseBody says no to a request with a body, which is skipped.
 func (c *brokerConn) refuseBody(req *wireRequest, refusal error) (fault error, over bool) {
-	slot, form, id := c.place(req), req.form, req.id
+	slot, form, id := c.place(req), req.form, bytes.Clone(req.id)
 	if req.body > 0 {
 		if err := c.in.skipBody(req.body); err != nil {
 			return c.readFault(err), true

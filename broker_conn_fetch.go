@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 )
@@ -21,7 +22,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		return err
 	}
 	f.release()
-	form, id := req.form, req.id
+	form, id := req.form, bytes.Clone(req.id)
 	named := q.TopicID != ""
 	q.TopicID = f.TopicID // It stays with this topic, whoever asked.
 	c.held.Go(func() {
@@ -34,7 +35,7 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 
 // answerHeld answers a fetch that was held. named tells that the peer has named the
 // topic's ID.
-func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id string) {
+func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id []byte) {
 	c.sendHeld(nil, func() []byte {
 		f, _, err := c.service.fetch(c.ctx, q, false)
 		defer f.release()
@@ -63,13 +64,12 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	}
-	id := req.id
 	f := c.service.fetchBatch(c.ctx, q, nil, c.nextTurn())
 	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
-		c.queueBatches(f, id)
+		c.queueBatches(f, req.id)
 		return nil
 	}
-	held := f.hold()
+	held, id := f.hold(), bytes.Clone(req.id)
 	c.held.Go(func() {
 		defer c.unholdParts(len(q.Partitions))
 		c.service.awaitBatches(c.ctx, held, c.done)
@@ -81,7 +81,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 }
 
 // queueBatches queues the answer to a FetchBatch and sees to it that it is released.
-func (c *brokerConn) queueBatches(f *fetchedBatches, id string) {
+func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
 	line, err := f.line(nil, id, c.limit)
 	if err == nil && len(line) > c.limit {
 		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.limit)

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"sync"
@@ -120,7 +121,7 @@ func (c *brokerConn) answerGathered(b *gathered, r AppendResult) {
 		if r.Err != nil {
 			resp.Offset, resp.Acks = offsetNone, ""
 		}
-		return c.encode(dst, to.form, string(id), &resp, r.Err)
+		return c.encode(dst, to.form, id, &resp, r.Err)
 	}
 	if b.places {
 		var frame []byte
@@ -131,7 +132,8 @@ func (c *brokerConn) answerGathered(b *gathered, r AppendResult) {
 		return
 	}
 	// A connection that failed is noticed by serve.
-	_ = c.out.queueBy(func(dst []byte) []byte {
+	const size = 200
+	_ = c.out.queueBy((size+len(resp.Topic))*len(b.answers), func(dst []byte) []byte {
 		for i := range b.answers {
 			dst = answer(dst, i)
 		}
@@ -147,7 +149,7 @@ func (c *brokerConn) produceBatch(req *wireRequest, frame []byte) (fault error, 
 	if errors.Is(err, ErrMalformed) && !json.Valid(frame) {
 		return err, true // What follows cannot be trusted.
 	}
-	id := req.id
+	id := bytes.Clone(req.id)
 	if err == nil {
 		err = p.checkSizes(req.body)
 	}

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,12 +45,18 @@ func (c *brokerConn) serve() {
 func (c *brokerConn) read() (fault error, told bool) {
 	var req wireRequest
 	for {
-		frame, err := c.in.next()
-		if err != nil {
-			return c.readFault(err), false
+		frame := c.in.lineAhead()
+		ok, err := req.decodeLine(frame)
+		if ok {
+			c.in.take(frame)
+		} else {
+			if frame, err = c.in.next(); err != nil {
+				return c.readFault(err), false
+			}
+			err = req.decode(frame)
 		}
 		c.frames++
-		if err := req.decode(frame); err != nil {
+		if err != nil {
 			if !json.Valid(frame) {
 				return err, false
 			}
@@ -146,7 +153,7 @@ func (c *brokerConn) handle(req *wireRequest) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	case later != nil:
-		c.answerLater(groupJob{later, slot, req.form, req.id})
+		c.answerLater(groupJob{later, slot, req.form, bytes.Clone(req.id)})
 		return nil
 	}
 	resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)

@@ -28,6 +28,7 @@ type service struct {
 	drained   chan struct{} // closed when the broker begins to end
 	bodies    sync.Pool     // of *[]byte, for what comes behind requests
 	gathers   sync.Pool     // of *gathered
+	writes    sync.Pool     // of *[]byte, for answers; see frameWriter.large
 
 	mu    sync.Mutex        // guards the following
 	nodes map[string]string // what NodeJoin recorded: address by ID

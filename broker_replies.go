@@ -43,7 +43,7 @@ func (r *replies) place(req *wireRequest) *v0Answer {
 
 // reply queues an answer, which leaves with the next flush. Only serve calls it, or
 // somebody for whom serve waits.
-func (r *replies) reply(slot *v0Answer, form Protocol, id string, resp response, refusal error) {
+func (r *replies) reply(slot *v0Answer, form Protocol, id []byte, resp response, refusal error) {
 	r.scratch = r.encode(r.scratch[:0], form, id, resp, refusal)
 	r.queue(slot, r.scratch)
 	if cap(r.scratch) > keepScratch {
@@ -52,13 +52,13 @@ func (r *replies) reply(slot *v0Answer, form Protocol, id string, resp response,
 }
 
 // replyLater sends an answer from any goroutine, without waiting for the peer.
-func (r *replies) replyLater(slot *v0Answer, form Protocol, id string, resp response, refusal error) {
+func (r *replies) replyLater(slot *v0Answer, form Protocol, id []byte, resp response, refusal error) {
 	r.queue(slot, r.encode(nil, form, id, resp, refusal))
 	signal(r.out.wake)
 }
 
 // encode appends an answer's frame.
-func (r *replies) encode(dst []byte, form Protocol, id string, resp response, refusal error) []byte {
+func (r *replies) encode(dst []byte, form Protocol, id []byte, resp response, refusal error) []byte {
 	if refusal != nil {
 		resp.setRefusal(trimPrefix(refusal))
 	}
@@ -98,7 +98,7 @@ func (r *replies) queue(slot *v0Answer, frame []byte) {
 
 // refuseAll tells the peer why the connection ends.
 func (r *replies) refuseAll(err error) {
-	r.reply(nil, ProtocolV1, "", &plainResponse{}, err)
+	r.reply(nil, ProtocolV1, nil, &plainResponse{}, err)
 }
 
 // drain writes the answers that are queued, and waits until few are left.
