@@ -168,7 +168,7 @@ func (f *frameReader) appendBody(dst []byte, n int) ([]byte, error) {
 
 // skipBody is body for bytes that nobody wants.
 func (f *frameReader) skipBody(n int) error {
-	sink := make([]byte, min(n, minReadBuffer))
+	sink := make([]byte, min(n, writeChunk))
 	return f.readBody(n, func(from int) []byte { return sink[:min(len(sink), n-from)] })
 }
 
