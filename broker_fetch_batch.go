@@ -143,7 +143,7 @@ func (f *fetchedBatches) refuse(i int, err error) {
 
 // line appends the line of the answer, behind which body comes. Where it came out longer
 // than was reckoned, batches are left out.
-func (f *fetchedBatches) line(dst []byte, id string, maxFrame int) ([]byte, error) {
+func (f *fetchedBatches) line(dst []byte, id []byte, maxFrame int) ([]byte, error) {
 	for i := len(f.parts); ; i-- {
 		line, err := appendBodyResponse(dst, id, f.size, &f.fetchBatchResponse)
 		if err != nil || len(line)-len(dst)+f.size <= maxFrame || i == 0 {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"time"
 )
 
 // maxNodes is how many nodes may be recorded by NodeJoin.
@@ -28,6 +27,8 @@ type service struct {
 	warn      *warner
 	drained   chan struct{} // closed when the broker begins to end
 	bodies    sync.Pool     // of *[]byte, for what comes behind requests
+	gathers   sync.Pool     // of *gathered
+	writes    sync.Pool     // of *[]byte, for answers; see frameWriter.large
 
 	mu    sync.Mutex        // guards the following
 	nodes map[string]string // what NodeJoin recorded: address by ID
@@ -100,58 +101,6 @@ func (s *service) answer(ctx context.Context, kind requestType, number int, payl
 		requestProduce, requestFetch, requestProduceBatch, requestFetchBatch, requestUnknown:
 	}
 	return &plainResponse{}, fmt.Errorf("%w: unknown request type %d", ErrUnsupported, number)
-}
-
-// produce stores one message and calls done, from any goroutine, when it is stored
-// or refused.
-func (s *service) produce(ctx context.Context, req *produceRequest, done func(*produceResponse, error)) {
-	resp := &produceResponse{Topic: req.Topic, Partition: req.Partition, Offset: offsetNone, Timestamp: req.Timestamp}
-	acks, err := parseAcks(req.Acks)
-	if err == nil {
-		err = checkMessageID(req.ID)
-	}
-	if err != nil {
-		done(resp, err)
-		return
-	}
-	t, err := s.topics.getOrCreate(ctx, req.Topic)
-	if err != nil {
-		done(resp, err)
-		return
-	}
-	if req.Partition == PartitionAny {
-		n := int32(len(t.partitions))
-		if req.Key != nil {
-			req.Partition = PartitionForKey(req.Key, n)
-		} else {
-			req.Partition = int32((t.turn.Add(1) - 1) % uint32(n))
-		}
-	}
-	p, err := t.partition(req.Partition)
-	if err != nil {
-		done(resp, err)
-		return
-	}
-	resp.Partition = req.Partition
-	if resp.Timestamp == 0 {
-		resp.Timestamp = time.Now().UnixMilli()
-	}
-	m := Message{ID: req.ID, Key: req.Key, Value: req.Value, Headers: req.Headers, Timestamp: resp.Timestamp}
-	if size := m.Size(); size > uint64(t.config.maxMessage) {
-		done(resp, fmt.Errorf("%w: %d bytes, %s of %s is %d", ErrMessageTooLarge, size, configMaxMessage, req.Topic, t.config.maxMessage))
-		return
-	}
-	// What is stored must fit the answer to a fetch, in either form.
-	if size := messageWireSize(&m) + 2*len(req.Topic); size > s.cfg.maxFrameBytes/2 {
-		done(resp, fmt.Errorf("%w: %d bytes when it is fetched, a frame has %d", ErrMessageTooLarge, size*4/3, s.cfg.maxFrameBytes))
-		return
-	}
-	p.log.Append(appendBatch(nil, &m), acks, func(r AppendResult) {
-		if r.Err == nil {
-			resp.Offset, resp.Acks = r.BaseOffset, r.Acks.wire()
-		}
-		done(resp, r.Err)
-	})
 }
 
 func (s *service) createTopic(ctx context.Context, req *createTopicRequest) (response, error) {

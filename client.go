@@ -63,7 +63,10 @@ func New(opts ...Option) (*Client, error) {
 		handles: make(map[handle]struct{}), closing: make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
-	t := transport{dial: cfg.dial, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes}
+	t := transport{
+		dial: cfg.dial, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes,
+		frames: new(sync.Pool), writes: new(sync.Pool),
+	}
 	c.pool = newPool(t, cfg.maxConnections, cfg.connectionTimeout, &c.metrics.Connection, c.warn)
 	c.metadata = newMetadataCache(c.ctx, cfg.metadataMaxAge)
 	c.metadata.fetch = c.fetchMetadata

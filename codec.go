@@ -212,13 +212,18 @@ func (r *produceRequest) append(dst []byte) []byte {
 }
 
 func (r *produceRequest) scan(b []byte) bool {
+	return r.scanInto(b, make([]byte, len(b)*3/4), "")
+}
+
+// scanInto is scan with room for the key and the value, which fit into what their base64
+// stands for. topic is what the request is expected to name, whose string is then used.
+func (r *produceRequest) scanInto(b, room []byte, topic string) bool {
 	var v produceRequest
-	// The key and the value fit into what their base64 stands for.
-	s := scanner{b: b, room: make([]byte, len(b)*3/4)}
+	s := scanner{b: b, room: room}
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
 		switch string(key) {
 		case "topic":
-			return 1, s.str(&v.Topic)
+			return 1, s.sameStr(&topic, &v.Topic)
 		case "partition":
 			return 2, s.int32(&v.Partition)
 		case "key":

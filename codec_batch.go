@@ -297,16 +297,6 @@ func (s *scanner) partition(key []byte, previous, topic *string, partition *int3
 	}
 }
 
-// sameStr is str for a value that mostly is the previous one again.
-func (s *scanner) sameStr(previous, dst *string) bool {
-	t, ok := s.text()
-	if ok && string(t) != *previous {
-		*previous = string(t)
-	}
-	*dst = *previous
-	return ok
-}
-
 // list reads an array, null for none, calling item at each of its elements.
 func (s *scanner) list(item func() bool) bool {
 	if s.next() == 'n' {

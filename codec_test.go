@@ -66,7 +66,7 @@ func TestPeersRequests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var r wireRequest
 			require.NoError(t, r.decode(readPeerFrame(t, name+".request.json")))
-			require.Equal(t, peerID, r.id)
+			require.Equal(t, peerID, string(r.id))
 			require.Equal(t, tt.number, r.number)
 			require.Equal(t, tt.kind, r.kind)
 			require.Equal(t, tt.form, r.form)
@@ -211,9 +211,9 @@ func TestRequestEnvelopeUnusual(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := wireRequest{id: "old", kind: requestSyncGroup, number: 99, form: ProtocolAuto, payload: []byte("old"), scratch: []byte("old")}
+			r := wireRequest{id: []byte("old"), kind: requestSyncGroup, number: 99, form: ProtocolAuto, payload: []byte("old"), scratch: []byte("old")}
 			require.NoError(t, r.decode([]byte(tt.frame)))
-			require.Equal(t, tt.id, r.id)
+			require.Equal(t, tt.id, string(r.id))
 			require.Equal(t, tt.number, r.number)
 			require.Equal(t, tt.kind, r.kind)
 			require.Equal(t, tt.form, r.form)
@@ -260,7 +260,7 @@ func TestRequestEnvelopeMalformed(t *testing.T) {
 			var r wireRequest
 			require.NoError(t, r.decode([]byte(`{"request_id":"before","type":6,"payload":"e30="}`)))
 			require.ErrorIs(t, r.decode([]byte(tt.frame)), ErrMalformed)
-			require.Equal(t, tt.id, r.id)
+			require.Equal(t, tt.id, string(r.id))
 			require.Equal(t, tt.form, r.form)
 			require.Empty(t, r.payload)
 		})

@@ -83,6 +83,7 @@ type conn struct {
 	idPrefix string              // the first 24 characters of this connection's request IDs
 	onClose  func(*conn, error)  // called once, without locks
 	born     time.Time
+	frames   *sync.Pool // of *[]byte, to encode in
 	out      *frameWriter
 
 	sequence atomic.Uint64 // the rest of a request ID
@@ -90,7 +91,9 @@ type conn struct {
 
 	done chan struct{} // closed by closeWith, after cause is set
 
-	frameSince time.Duration // readLoop's: when the frame being read began, since born; 0: none
+	// The following are readLoop's.
+	frameSince time.Duration // when the frame being read began, since born; 0: none
+	reads      int           // of c.in, when something was heard last
 
 	taken bool // a caller has it to itself; guarded by pool.mu
 
@@ -125,6 +128,10 @@ func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 
 // heard notes that a frame has come.
 func (c *conn) heard() {
+	if c.reads == c.in.reads {
+		return // It has come with what came before.
+	}
+	c.reads = c.in.reads
 	c.lastRead.Store(int64(time.Since(c.born)))
 	c.frameSince = 0
 }
@@ -163,14 +170,15 @@ func (c *conn) doubtful() bool {
 }
 
 func (c *conn) requestID(sequence uint64) string {
-	var b [36]byte
-	copy(b[:], c.idPrefix)
+	return string(c.appendRequestID(nil, sequence))
+}
+
+func (c *conn) appendRequestID(dst []byte, sequence uint64) []byte {
 	var tail [6]byte
 	for i := range tail {
 		tail[i] = byte(sequence >> (40 - 8*i))
 	}
-	hex.Encode(b[24:], tail[:])
-	return string(b[:])
+	return hex.AppendEncode(append(dst, c.idPrefix...), tail[:])
 }
 
 // sequenceOf is the inverse of requestID.
@@ -227,9 +235,19 @@ func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time
 		return err
 	}
 	k.sequence = c.sequence.Add(1)
-	frame, size, err := c.encode(k, &out)
+	room, ok := c.frames.Get().(*[]byte)
+	if !ok {
+		room = new([]byte)
+	}
+	frame, size, err := c.encode((*room)[:0], k, &out)
 	if err != nil {
 		return err
+	}
+	if cap(frame) <= keepScratch {
+		defer func() {
+			*room = frame
+			c.frames.Put(room)
+		}()
 	}
 	first, err := c.register(ctx, k)
 	if err != nil {
@@ -254,22 +272,24 @@ func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time
 	return nil
 }
 
-// encode makes the frame of a request. size is that of the body as well.
-func (c *conn) encode(k *call, out *outgoingCall) (frame []byte, size int, err error) {
+// encode appends the frame of a request. size is that of the body as well.
+func (c *conn) encode(frame []byte, k *call, out *outgoingCall) (_ []byte, size int, err error) {
 	const envelope = 96
 	size = envelope + payloadSize(out.req)
 	if c.form == ProtocolV0 {
 		size += size / 3
 	}
-	frame = make([]byte, 0, size)
+	frame = slices.Grow(frame, size)
+	var room [36]byte
+	id := c.appendRequestID(room[:0], k.sequence)
 	size = 0
 	for _, b := range out.body {
 		size += len(b)
 	}
 	if out.body == nil {
-		frame, err = appendRequest(frame, c.form, c.requestID(k.sequence), k.kind, out.req)
+		frame, err = appendRequest(frame, c.form, id, k.kind, out.req)
 	} else {
-		frame, err = appendBodyRequest(frame, c.requestID(k.sequence), k.kind, size, out.req)
+		frame, err = appendBodyRequest(frame, id, k.kind, size, out.req)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -438,11 +458,7 @@ func (c *conn) abandon(k *call) {
 func (c *conn) readLoop() {
 	var resp wireResponse
 	for {
-		frame, err := c.in.next()
-		if err == nil {
-			c.heard()
-			err = resp.decode(frame)
-		}
+		err := c.next(&resp)
 		if err == nil && len(resp.id) == 0 && !resp.success {
 			// Not about one request: the broker cannot go on.
 			err = c.refusalOf(requestUnknown, &resp, "")
@@ -461,6 +477,22 @@ func (c *conn) readLoop() {
 			resp.scratch = nil
 		}
 	}
+}
+
+// next reads the next answer.
+func (c *conn) next(resp *wireResponse) error {
+	line := c.in.lineAhead()
+	if ok, err := resp.decodeLine(line); ok {
+		c.in.take(line)
+		c.heard()
+		return err
+	}
+	frame, err := c.in.next()
+	if err != nil {
+		return err
+	}
+	c.heard()
+	return resp.decode(frame)
 }
 
 // deliver hands resp to the call that it answers, and reads what follows it. An answer

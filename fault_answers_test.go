@@ -312,7 +312,7 @@ func honestAnswer(t *testing.T, form Protocol, kind requestType) map[string]any 
 	}[kind]
 	text, err := appendPayload(nil, payload)
 	require.NoError(t, err)
-	r := &fakeRequest{broker: b, wireRequest: wireRequest{id: "?", kind: kind, form: form, payload: text}}
+	r := &fakeRequest{broker: b, wireRequest: wireRequest{id: []byte("?"), kind: kind, form: form, payload: text}}
 	return decodeTree(t, r.honest().frames[0])
 }
 
@@ -326,7 +326,7 @@ func lieTo(t *testing.T, name string, form Protocol, kind requestType, lie map[s
 		}
 		answer := maps.Clone(lie)
 		if answer["request_id"] == "?" {
-			answer["request_id"] = r.id
+			answer["request_id"] = string(r.id)
 		}
 		return &fakeAnswer{frames: [][]byte{encodeTree(t, answer)}}
 	}

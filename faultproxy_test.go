@@ -311,7 +311,7 @@ func requests(each func(proxiedFrame) verdict) stream {
 		_ = req.decode(f.text) // What is no request has no kind.
 		f.kind = req.kind
 		l.mu.Lock()
-		l.kinds[req.id] = req.kind
+		l.kinds[string(req.id)] = req.kind
 		l.mu.Unlock()
 		if each == nil {
 			return f.pass()
@@ -737,7 +737,7 @@ func (b *fakeBroker) read(r *wireRequest, frame []byte) bool {
 	if json.Unmarshal(frame, &v0) != nil {
 		return false
 	}
-	*r = wireRequest{id: v0.RequestID, number: v0.Type, kind: fromV0Number(v0.Type), form: ProtocolV0, payload: v0.Payload}
+	*r = wireRequest{id: []byte(v0.RequestID), number: v0.Type, kind: fromV0Number(v0.Type), form: ProtocolV0, payload: v0.Payload}
 	return true
 }
 
@@ -752,12 +752,12 @@ func (b *fakeBroker) answer(r *fakeRequest) *fakeAnswer {
 
 // ok answers with a payload.
 func (r *fakeRequest) ok(payload map[string]any) *fakeAnswer {
-	return r.with(map[string]any{"request_id": r.id, "success": true, "error": "", "payload": payload})
+	return r.with(map[string]any{"request_id": string(r.id), "success": true, "error": "", "payload": payload})
 }
 
 // refuse answers no. Brokers without extensions give no code.
 func (r *fakeRequest) refuse(code errorCode, text string) *fakeAnswer {
-	envelope := map[string]any{"request_id": r.id, "success": false, "error": text, "payload": nil}
+	envelope := map[string]any{"request_id": string(r.id), "success": false, "error": text, "payload": nil}
 	if code != "" {
 		envelope["error_code"] = string(code)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,10 @@ const (
 	minReadBuffer  = 4 << 10
 	maxReadBuffer  = 256 << 10 // grows beyond only for a larger frame
 	keepWriteSpare = 32 << 10
+	// largeWrite is the size of the buffers that connections which write much share.
+	largeWrite = 256 << 10
+	// leanReads is how many reads in a row need little before the buffer is made smaller.
+	leanReads = 128
 	// keepScratch is the size up to which a connection keeps a buffer that it
 	// decodes or encodes with.
 	keepScratch = 64 << 10
@@ -39,6 +44,7 @@ type frameReader struct {
 	start, end int // buf[start:end] is read and not given out yet
 	lean       int // reads in a row that needed little of a large buffer
 	bodyRead   int // of the body that is being read
+	reads      int // from r
 }
 
 // partial is how much of the frame that has begun is there.
@@ -67,6 +73,24 @@ func (f *frameReader) next() ([]byte, error) {
 		return nil, fmt.Errorf("%w: frame begins with %q, want an object", ErrMalformed, c)
 	}
 }
+
+// line returns what has come up to the end of the line in which the next frame begins, nil
+// if that has not come. Mostly it is the frame, which whoever decodes it finds out; take then
+// takes it.
+func (f *frameReader) lineAhead() []byte {
+	f.skipSpace()
+	if f.start == f.end || f.buf[f.start] != '{' {
+		return nil
+	}
+	n := bytes.IndexByte(f.buf[f.start:f.end], '\n')
+	if n < 0 || n > f.limit {
+		return nil
+	}
+	return f.buf[f.start : f.start+n]
+}
+
+// take takes a line that lineAhead has returned, but for its end, in place of next.
+func (f *frameReader) take(line []byte) { f.start += len(line) }
 
 // structure reads a frame that is an object or an array.
 func (f *frameReader) structure() ([]byte, error) {
@@ -126,9 +150,25 @@ func (f *frameReader) body(dst []byte) error {
 	return f.readBody(len(dst), func(from int) []byte { return dst[from:] })
 }
 
+// appendBody is body for n bytes, which go into dst in place of what it holds. It grows as
+// they come: who only announces them gets no memory.
+func (f *frameReader) appendBody(dst []byte, n int) ([]byte, error) {
+	dst = dst[:0]
+	err := f.readBody(n, func(from int) []byte {
+		if from == cap(dst) {
+			dst = slices.Grow(dst[:from], min(n-from, max(from, maxReadBuffer)))
+		}
+		return dst[from:min(n, cap(dst))]
+	})
+	if err != nil {
+		return dst[:0], err
+	}
+	return dst[:n], nil
+}
+
 // skipBody is body for bytes that nobody wants.
 func (f *frameReader) skipBody(n int) error {
-	sink := make([]byte, min(n, minReadBuffer))
+	sink := make([]byte, min(n, writeChunk))
 	return f.readBody(n, func(from int) []byte { return sink[:min(len(sink), n-from)] })
 }
 
@@ -158,6 +198,7 @@ func (f *frameReader) readBody(n int, room func(from int) []byte) error {
 				return err
 			}
 		}
+		f.reads++
 		k, err := f.r.Read(dst)
 		f.bodyRead += k
 		switch {
@@ -197,6 +238,7 @@ func (f *frameReader) fill(partial bool) error {
 	}
 	f.makeRoom()
 	room := len(f.buf) - f.end
+	f.reads++
 	n, err := f.r.Read(f.buf[f.end:])
 	f.end += n
 	switch {
@@ -205,7 +247,7 @@ func (f *frameReader) fill(partial bool) error {
 	case f.end > len(f.buf)/8:
 		f.lean = 0
 	case len(f.buf) > minReadBuffer:
-		if f.lean++; f.lean == 16 {
+		if f.lean++; f.lean == leanReads {
 			f.lean = 0
 			f.resize(max(minReadBuffer, len(f.buf)/8))
 		}
@@ -255,6 +297,7 @@ func (f *frameReader) resize(n int) {
 type frameWriter struct {
 	nc      net.Conn
 	timeout time.Duration // of one chunk; 0: none
+	large   *sync.Pool    // of *[]byte, largeWrite long; nil: none are shared
 
 	wake chan struct{} // holds a token when run should look
 
@@ -274,6 +317,7 @@ type frameWriter struct {
 // where they are.
 type outgoing struct {
 	copied   []byte
+	large    *[]byte // copied's buffer, if it is a shared one
 	lent     []lentBody
 	size     int      // of all
 	releases []func() // of what was lent; called when it is written, or never will be
@@ -312,9 +356,13 @@ func (o *outgoing) release() {
 }
 
 // reset empties o, and gives up buffers that are larger than is worth keeping.
-func (o *outgoing) reset() {
+func (o *outgoing) reset(shared *sync.Pool) {
 	clear(o.lent)
 	o.copied, o.lent, o.size = o.copied[:0], o.lent[:0], 0
+	if o.large != nil {
+		shared.Put(o.large)
+		o.large, o.copied = nil, nil
+	}
 	if cap(o.copied) > keepWriteSpare {
 		o.copied = nil
 	}
@@ -343,6 +391,38 @@ func (w *frameWriter) queue(frame []byte, body ...[]byte) error {
 	return w.queueTo(&end, frame, body)
 }
 
+// roomLocked makes room for n bytes, if they take more than a connection has for itself.
+func (w *frameWriter) roomLocked(n int) {
+	o := &w.pending
+	n += len(o.copied)
+	if w.large == nil || n <= cap(o.copied) || n <= keepWriteSpare || n > largeWrite {
+		return
+	}
+	b, ok := w.large.Get().(*[]byte)
+	if !ok {
+		room := make([]byte, largeWrite)
+		b = &room
+	}
+	o.copied = append((*b)[:0], o.copied...)
+	o.large = b
+}
+
+// queueBy is queue for frames that encode appends, some n bytes.
+func (w *frameWriter) queueBy(n int, encode func(dst []byte) []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return w.err
+	}
+	w.roomLocked(n)
+	before := len(w.pending.copied)
+	w.pending.copied = encode(w.pending.copied)
+	n = len(w.pending.copied) - before
+	w.pending.size += n
+	w.queued += int64(n)
+	return nil
+}
+
 // queueTo is queue that sets end, before anything is written, to the position that is
 // passed when all of it is.
 func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
@@ -351,6 +431,7 @@ func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
 	if w.err != nil {
 		return w.err
 	}
+	w.roomLocked(len(frame))
 	before := w.pending.size
 	w.pending.add(frame, body)
 	w.queued += int64(w.pending.size - before)
@@ -453,7 +534,7 @@ func (w *frameWriter) flushPending() (dropped outgoing, err error) {
 			break
 		}
 		w.written += int64(out.size)
-		out.reset()
+		out.reset(w.large)
 		w.spare = out
 	}
 	w.writing = false

@@ -182,7 +182,7 @@ func FuzzRequest(f *testing.F) {
 		if form == ProtocolAuto {
 			form = numbering
 		}
-		require.Equal(t, env.RequestID, r.id)
+		require.Equal(t, env.RequestID, string(r.id))
 		require.Equal(t, number, r.number)
 		require.Equal(t, kind, r.kind)
 		require.Equal(t, form, r.form)
@@ -362,7 +362,7 @@ func checkEnvelopes(t *testing.T, payload any, text []byte, id, refusal string) 
 		require.True(t, e.scan(frame), "our own frames are plain")
 		var r wireRequest
 		require.NoError(t, r.decode(frame))
-		require.Equal(t, peerID, r.id)
+		require.Equal(t, peerID, string(r.id))
 		require.Equal(t, requestSyncGroup, r.kind)
 		require.Equal(t, form, r.form)
 		require.Equal(t, string(text), string(r.payload))

@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,6 +18,9 @@ type transport struct {
 	dial     dialFunc
 	protocol Protocol
 	maxFrame int
+
+	// Of *[]byte, shared by the connections: to encode in, and frameWriter.large.
+	frames, writes *sync.Pool
 }
 
 // helloResult is what came of one hello.
@@ -104,7 +108,7 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 	// count. Nobody else has them, and finding a call costs no string compare.
 	id := uuid.New()
 	id[6] = id[6]&0x0f | 0x80
-	return &conn{
+	c := &conn{
 		addr:     addr,
 		nc:       nc,
 		in:       &frameReader{r: nc, limit: t.maxFrame},
@@ -113,9 +117,12 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 		idPrefix: id.String()[:24],
 		born:     time.Now(),
 		out:      newFrameWriter(nc, 0),
+		frames:   t.frames,
 		done:     make(chan struct{}),
 		inflight: make(map[uint64]*call),
-	}, nil
+	}
+	c.out.large = t.writes
+	return c, nil
 }
 
 // try opens a connection and says hello in one form, waiting for at most limit, or

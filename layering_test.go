@@ -115,11 +115,16 @@ var layerOrder = []string{
 	"broker_partition.go",
 	"broker_topics.go",
 	"broker_handlers.go",
-	"broker_batch_handlers.go",
+	"broker_produce.go",
 	"broker_fetch.go",
 	"broker_fetch_batch.go",
 	"broker_group_handlers.go",
+	"broker_replies.go",
+	"broker_gather.go",
 	"broker_conn.go",
+	"broker_conn_produce.go",
+	"broker_conn_fetch.go",
+	"broker_conn_serve.go",
 	"broker.go",
 }
 

@@ -42,7 +42,7 @@ const (
 
 // wireRequest is a request's envelope as a broker reads it.
 type wireRequest struct {
-	id      string      // request_id
+	id      []byte      // request_id; aliases the frame, or a copy
 	kind    requestType // in v1's numbering; requestUnknown if the number is not
 	number  int         // as sent
 	form    Protocol    // the payload's form, in which the answer goes out
@@ -93,22 +93,38 @@ type stdResponse struct {
 // is not looked into: whoever decodes it finds out whether it is JSON. After an
 // error r holds what the answer needs: the ID, if it could be read, and the form.
 func (r *wireRequest) decode(frame []byte) error {
-	*r = wireRequest{kind: requestUnknown, form: ProtocolV1, body: -1, scratch: r.scratch}
 	e := rawRequest{body: -1}
-	var malformed error
-	if !e.scan(frame) {
-		var std stdRequest
-		// A field of the wrong type does not keep Unmarshal from reading the others.
-		malformed = unmarshalJSON(frame, &std)
-		e = rawRequest{id: []byte(std.RequestID), payload: std.Payload, body: bodyOf(std.Body)}
-		if std.RequestType != nil {
-			e.v1, e.hasV1 = *std.RequestType, true
-		}
-		if std.Type != nil {
-			e.v0, e.hasV0 = *std.Type, true
-		}
+	if e.scan(frame) {
+		return r.understand(&e, nil)
 	}
-	r.id, r.body = string(e.id), e.body
+	var std stdRequest
+	// A field of the wrong type does not keep Unmarshal from reading the others.
+	malformed := unmarshalJSON(frame, &std)
+	e = rawRequest{id: []byte(std.RequestID), payload: std.Payload, body: bodyOf(std.Body)}
+	if std.RequestType != nil {
+		e.v1, e.hasV1 = *std.RequestType, true
+	}
+	if std.Type != nil {
+		e.v0, e.hasV0 = *std.Type, true
+	}
+	return r.understand(&e, malformed)
+}
+
+// decodeLine is decode for a line that may be a frame. It is not looked for the frame's end
+// before, which saves a pass over it; false means that it has to be.
+func (r *wireRequest) decodeLine(line []byte) (ok bool, err error) {
+	e := rawRequest{body: -1}
+	if !e.scan(line) {
+		return false, nil
+	}
+	return true, r.understand(&e, nil)
+}
+
+// understand tells what an envelope asks for. malformed is what was wrong with it.
+func (r *wireRequest) understand(e *rawRequest, malformed error) error {
+	*r = wireRequest{
+		id: e.id, body: e.body, kind: requestUnknown, form: ProtocolV1, scratch: r.scratch,
+	}
 	text := len(e.payload) > 0 && e.payload[0] == '"'
 	// Whatever the numbering, the answer's payload has the form of the request's.
 	none := len(e.payload) == 0 || bytes.Equal(e.payload, jsonNull)
@@ -157,20 +173,34 @@ func checkBody(n, limit int) error {
 
 // decode reads the envelope in frame, of which r then holds parts.
 func (r *wireResponse) decode(frame []byte) error {
-	*r = wireResponse{form: ProtocolV1, body: -1, scratch: r.scratch}
-	e := rawResponse{body: -1}
-	if !e.scan(frame) {
-		var std stdResponse
-		if err := unmarshalJSON(frame, &std); err != nil {
-			return fmt.Errorf("%w: response: %w", ErrMalformed, err)
-		}
-		e = rawResponse{
-			id: []byte(std.RequestID), success: std.Success, errText: std.Error,
-			errCode: string(std.ErrorCode), retriable: std.Retriable, payload: std.Payload, body: bodyOf(std.Body),
-		}
+	if ok, err := r.decodeLine(frame); ok {
+		return err
 	}
-	r.id, r.success, r.errText, r.errCode, r.retriable = e.id, e.success, e.errText, errorCode(e.errCode), e.retriable
-	r.body = e.body
+	var std stdResponse
+	if err := unmarshalJSON(frame, &std); err != nil {
+		*r = wireResponse{form: ProtocolV1, body: -1, scratch: r.scratch}
+		return fmt.Errorf("%w: response: %w", ErrMalformed, err)
+	}
+	return r.understand(&rawResponse{
+		id: []byte(std.RequestID), success: std.Success, errText: std.Error,
+		errCode: string(std.ErrorCode), retriable: std.Retriable, payload: std.Payload, body: bodyOf(std.Body),
+	})
+}
+
+// decodeLine is decode for a line that may be a frame; see wireRequest.decodeLine.
+func (r *wireResponse) decodeLine(line []byte) (ok bool, err error) {
+	e := rawResponse{body: -1}
+	if !e.scan(line) {
+		return false, nil
+	}
+	return true, r.understand(&e)
+}
+
+func (r *wireResponse) understand(e *rawResponse) error {
+	*r = wireResponse{
+		id: e.id, success: e.success, errText: e.errText, errCode: errorCode(e.errCode), retriable: e.retriable,
+		body: e.body, form: ProtocolV1, scratch: r.scratch,
+	}
 	if len(e.payload) > 0 && e.payload[0] == '"' {
 		r.form = ProtocolV0
 	}
@@ -216,7 +246,7 @@ func plainPayload(raw, scratch []byte) (payload, newScratch []byte, err error) {
 
 // appendRequest appends the frame of one request, its line end included, or
 // nothing with an error. id is of the client's own making and needs no escapes.
-func appendRequest(dst []byte, form Protocol, id string, kind requestType, payload any) ([]byte, error) {
+func appendRequest[ID string | []byte](dst []byte, form Protocol, id ID, kind requestType, payload any) ([]byte, error) {
 	start := len(dst)
 	var err error
 	if form != ProtocolV0 {
@@ -246,7 +276,7 @@ func appendRequest(dst []byte, form Protocol, id string, kind requestType, paylo
 }
 
 // appendBodyRequest appends the line of a request that body bytes follow, in the v1 form.
-func appendBodyRequest(dst []byte, id string, kind requestType, body int, payload any) ([]byte, error) {
+func appendBodyRequest[ID string | []byte](dst []byte, id ID, kind requestType, body int, payload any) ([]byte, error) {
 	start := len(dst)
 	dst = append(dst, `{"request_id":"`...)
 	dst = append(dst, id...)
@@ -263,7 +293,7 @@ func appendBodyRequest(dst []byte, id string, kind requestType, body int, payloa
 }
 
 // appendBodyResponse appends the line of an answer that body bytes follow, in the v1 form.
-func appendBodyResponse(dst []byte, id string, body int, payload any) ([]byte, error) {
+func appendBodyResponse[ID string | []byte](dst []byte, id ID, body int, payload any) ([]byte, error) {
 	start := len(dst)
 	dst = append(dst, `{"request_id":`...)
 	dst = appendString(dst, id)
@@ -287,7 +317,7 @@ func appendHello(dst []byte, id string) []byte {
 
 // appendResponse appends the frame of one response, its line end included, or
 // nothing with an error. refusal is nil for success; payload may be nil.
-func appendResponse(dst []byte, form Protocol, id string, payload any, refusal error) ([]byte, error) {
+func appendResponse[ID string | []byte](dst []byte, form Protocol, id ID, payload any, refusal error) ([]byte, error) {
 	start := len(dst)
 	dst = append(dst, `{"request_id":`...)
 	dst = appendString(dst, id)

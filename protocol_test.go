@@ -592,7 +592,7 @@ func TestGoldenFrames(t *testing.T) {
 		frame := golden(t, helloFile, appendHello(nil, id))
 		var r wireRequest
 		require.NoError(t, r.decode(frame))
-		require.Equal(t, id, r.id)
+		require.Equal(t, id, string(r.id))
 		require.Equal(t, requestClusterInfo, r.kind)
 		require.Empty(t, r.payload)
 		require.Equal(t, ProtocolV1, r.form)
@@ -671,7 +671,7 @@ func checkGoldenRequest(t *testing.T, frame []byte, form Protocol, g *goldenExch
 
 	var r wireRequest
 	require.NoError(t, r.decode(frame))
-	require.Equal(t, g.id(form), r.id)
+	require.Equal(t, g.id(form), string(r.id))
 	require.Equal(t, g.kind, r.kind)
 	require.Equal(t, number, r.number)
 	require.Equal(t, form, r.form)

@@ -21,6 +21,7 @@ const maxNesting = 64
 // in between is JSON is for the decoder to find out.
 type frameScanner struct {
 	depth    int
+	outside  int // depth at which the frame is over
 	inString bool
 }
 
@@ -43,8 +44,8 @@ func (f *frameScanner) scan(b []byte) (n int, done bool, err error) {
 				return n, false, fmt.Errorf("%w: frame is nested more than %d deep", ErrMalformed, maxNesting)
 			}
 		case '}', ']':
-			if f.depth--; f.depth <= 0 {
-				f.depth = 0
+			if f.depth--; f.depth <= f.outside {
+				f.depth = f.outside
 				return n + 1, true, nil
 			}
 		}
@@ -161,6 +162,16 @@ func (s *scanner) str(dst *string) bool {
 	if ok {
 		*dst = string(t)
 	}
+	return ok
+}
+
+// sameStr is str for a value that mostly is the previous one again.
+func (s *scanner) sameStr(previous, dst *string) bool {
+	t, ok := s.text()
+	if ok && string(t) != *previous {
+		*previous = string(t)
+	}
+	*dst = *previous
 	return ok
 }
 
@@ -297,7 +308,7 @@ func (s *scanner) raw() ([]byte, bool) {
 	start := s.i
 	switch first {
 	case '{':
-		var f frameScanner
+		f := frameScanner{depth: 1, outside: 1} // The envelope.
 		n, done, err := f.scan(s.b[s.i:])
 		if !done || err != nil {
 			return nil, false
@@ -402,19 +413,19 @@ func (s *scanner) stringMap(dst *map[string]string) bool {
 }
 
 // appendString appends s as a JSON string.
-func appendString(dst []byte, s string) []byte {
+func appendString[S string | []byte](dst []byte, s S) []byte {
 	ascii := true
 	for i := range len(s) {
 		c := s[i]
 		if c < 0x20 || c == '"' || c == '\\' {
-			return appendUnusualString(dst, s)
+			return appendUnusualString(dst, string(s))
 		}
 		if c >= utf8.RuneSelf {
 			ascii = false
 		}
 	}
-	if !ascii && !utf8.ValidString(s) {
-		return appendUnusualString(dst, s)
+	if !ascii && !utf8.ValidString(string(s)) {
+		return appendUnusualString(dst, string(s))
 	}
 	dst = append(dst, '"')
 	dst = append(dst, s...)
