@@ -26,6 +26,7 @@ import (
 //	topics/NAME@ID/topic.json             a topic
 //	topics/NAME@ID/PARTITION/*.log, *.index, *.producers, start.json
 //	trash/                                topics that are being deleted
+//	reserve                               room for when the disk is full (broker_reserve.go)
 //
 // The name in a directory's is for people; topic.json has the one that counts, and must be
 // where it belongs.
@@ -86,10 +87,12 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 		topics: make(map[string]*storedTopicDir), logs: make(map[*diskLog]struct{}),
 		deleted: make(map[string]deletedTopic),
 	}
+	d.store.reserve = openReserve(files, filepath.Join(dir, reserveName))
 	d.store.running.Go(func() { d.store.run(d.done) })
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	d.store.reserve.fill()
 	return d, nil
 }
 
@@ -227,7 +230,7 @@ func (d *dataDir) loadIdentity() error {
 	kept.Epoch++
 	d.id = BrokerIdentity{kept.ClusterID, kept.NodeID}
 	d.store.epoch = kept.Epoch
-	return storageError(replaceJSON(d.store.files, path, kept))
+	return storageError(d.store.replaceJSON(path, kept))
 }
 
 // storedIdentity is who the broker is. Epoch counts how often the directory was opened:
@@ -274,7 +277,7 @@ func (d *dataDir) PutTopic(ctx context.Context, t StoredTopic) error {
 		known := d.topics[t.Name]
 		d.mu.Unlock()
 		if known != nil && known.topic.ID == t.ID {
-			if err := replaceJSON(d.store.files, filepath.Join(known.dir, topicName), t); err != nil {
+			if err := d.store.replaceJSON(filepath.Join(known.dir, topicName), t); err != nil {
 				return err
 			}
 			d.mu.Lock()
@@ -286,7 +289,7 @@ func (d *dataDir) PutTopic(ctx context.Context, t StoredTopic) error {
 		if err := makeDir(d.store.files, dir); err != nil {
 			return err
 		}
-		if err := replaceJSON(d.store.files, filepath.Join(dir, topicName), t); err != nil {
+		if err := d.store.replaceJSON(filepath.Join(dir, topicName), t); err != nil {
 			return errors.Join(err, removeAll(d.store.files, dir))
 		}
 		d.mu.Lock()

@@ -24,8 +24,9 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 		return nil, nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
 	}
 	// The file stays when the lock is given up: another may be about to take it.
-	if err = f.Truncate(0); err == nil {
-		_, err = f.WriteAt(content, 0)
+	// Overwriting it takes no room on a full disk.
+	if _, err = f.WriteAt(content, 0); err == nil {
+		err = f.Truncate(int64(len(content)))
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
