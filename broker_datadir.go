@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -77,7 +78,7 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 			return nil, storageError(err)
 		}
 	}
-	held, err := lockDataDir(files, dir)
+	held, err := lockDataDir(files, dir, false)
 	if err != nil {
 		return nil, err
 	}
@@ -103,13 +104,22 @@ type lockHolder struct {
 	Since time.Time `json:"since"`
 }
 
-func lockDataDir(files fileSystem, dir string) (io.Closer, error) {
+// lockDataDir sees to it that nobody else is at work in a directory. Who only looks may do so
+// where nothing can be written, too.
+func lockDataDir(files fileSystem, dir string, look bool) (io.Closer, error) {
 	host, _ := os.Hostname() // Only shown.
 	content, err := json.Marshal(lockHolder{os.Getpid(), host, time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return nil, err
 	}
-	held, holder, err := files.lock(filepath.Join(dir, lockName), append(content, '\n'))
+	path := filepath.Join(dir, lockName)
+	held, holder, err := files.lock(path, append(content, '\n'))
+	if look && (errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission)) {
+		held, holder, err = files.lock(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			return io.NopCloser(nil), nil // No broker was ever there.
+		}
+	}
 	if !errors.Is(err, ErrDataDirInUse) {
 		return held, storageError(err)
 	}

@@ -98,7 +98,7 @@ func readJSON(files fileSystem, path string, value any) error {
 // readFile returns the content of a file that was kept with replaceFile.
 func readFile(files fileSystem, path string) ([]byte, error) {
 	const most = 16 << 20
-	f, err := files.open(path, os.O_RDWR)
+	f, err := files.open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

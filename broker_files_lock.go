@@ -11,7 +11,11 @@ import (
 )
 
 func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	flag := os.O_RDWR | os.O_CREATE
+	if content == nil {
+		flag = os.O_RDONLY
+	}
+	f, err := os.OpenFile(name, flag, 0o644)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -22,6 +26,9 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 		return nil, holder, errors.Join(ErrDataDirInUse, f.Close())
 	case err != nil:
 		return nil, nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
+	}
+	if content == nil {
+		return f, nil, nil
 	}
 	// The file stays when the lock is given up: another may be about to take it.
 	// Overwriting it takes no room on a full disk.
