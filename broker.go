@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -89,7 +90,12 @@ func (b *Broker) openStorage() error {
 	case b.cfg.dataDir == "":
 		b.storage = NewMemoryStorage()
 	default:
-		d, err := openDataDir(osFiles{}, b.cfg.dataDir, b.cfg.sync, b.warn)
+		// Files are opened as they are needed, wherever the process is by then.
+		dir, err := filepath.Abs(b.cfg.dataDir)
+		if err != nil {
+			return storageError(err)
+		}
+		d, err := openDataDir(osFiles{}, dir, b.cfg.sync, b.warn)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,6 +27,7 @@ import (
 //	topics/NAME@ID/topic.json             a topic
 //	topics/NAME@ID/PARTITION/*.log, *.index, *.producers, start.json
 //	trash/                                topics that are being deleted
+//	reserve                               room for when the disk is full (broker_reserve.go)
 //
 // The name in a directory's is for people; topic.json has the one that counts, and must be
 // where it belongs.
@@ -76,7 +78,7 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 			return nil, storageError(err)
 		}
 	}
-	held, err := lockDataDir(files, dir)
+	held, err := lockDataDir(files, dir, false)
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +88,12 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 		topics: make(map[string]*storedTopicDir), logs: make(map[*diskLog]struct{}),
 		deleted: make(map[string]deletedTopic),
 	}
+	d.store.reserve = openReserve(files, filepath.Join(dir, reserveName))
 	d.store.running.Go(func() { d.store.run(d.done) })
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	d.store.reserve.fill()
 	return d, nil
 }
 
@@ -100,13 +104,22 @@ type lockHolder struct {
 	Since time.Time `json:"since"`
 }
 
-func lockDataDir(files fileSystem, dir string) (io.Closer, error) {
+// lockDataDir sees to it that nobody else is at work in a directory. Who only looks may do so
+// where nothing can be written, too.
+func lockDataDir(files fileSystem, dir string, look bool) (io.Closer, error) {
 	host, _ := os.Hostname() // Only shown.
 	content, err := json.Marshal(lockHolder{os.Getpid(), host, time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return nil, err
 	}
-	held, holder, err := files.lock(filepath.Join(dir, lockName), append(content, '\n'))
+	path := filepath.Join(dir, lockName)
+	held, holder, err := files.lock(path, append(content, '\n'))
+	if look && (errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission)) {
+		held, holder, err = files.lock(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			return io.NopCloser(nil), nil // No broker was ever there.
+		}
+	}
 	if !errors.Is(err, ErrDataDirInUse) {
 		return held, storageError(err)
 	}
@@ -227,7 +240,7 @@ func (d *dataDir) loadIdentity() error {
 	kept.Epoch++
 	d.id = BrokerIdentity{kept.ClusterID, kept.NodeID}
 	d.store.epoch = kept.Epoch
-	return storageError(replaceJSON(d.store.files, path, kept))
+	return storageError(d.store.replaceJSON(path, kept))
 }
 
 // storedIdentity is who the broker is. Epoch counts how often the directory was opened:
@@ -274,7 +287,7 @@ func (d *dataDir) PutTopic(ctx context.Context, t StoredTopic) error {
 		known := d.topics[t.Name]
 		d.mu.Unlock()
 		if known != nil && known.topic.ID == t.ID {
-			if err := replaceJSON(d.store.files, filepath.Join(known.dir, topicName), t); err != nil {
+			if err := d.store.replaceJSON(filepath.Join(known.dir, topicName), t); err != nil {
 				return err
 			}
 			d.mu.Lock()
@@ -286,7 +299,7 @@ func (d *dataDir) PutTopic(ctx context.Context, t StoredTopic) error {
 		if err := makeDir(d.store.files, dir); err != nil {
 			return err
 		}
-		if err := replaceJSON(d.store.files, filepath.Join(dir, topicName), t); err != nil {
+		if err := d.store.replaceJSON(filepath.Join(dir, topicName), t); err != nil {
 			return errors.Join(err, removeAll(d.store.files, dir))
 		}
 		d.mu.Lock()

@@ -41,8 +41,9 @@ type Damage struct {
 }
 
 // CheckDataDir reads all that is in a data directory and reports what is damaged. It
-// changes nothing. No broker may be at work there: then it fails with [ErrDataDirInUse].
-// A report comes also with an error, of what was read until then.
+// changes nothing, so the directory may be one that can only be read. No broker may be at
+// work there: then it fails with [ErrDataDirInUse]. A report comes also with an error, of
+// what was read until then.
 func CheckDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
 	return inspectDataDir(ctx, osFiles{}, dir, false)
 }
@@ -74,7 +75,7 @@ func inspectDataDir(ctx context.Context, files fileSystem, dir string, repair bo
 	if _, err := files.list(filepath.Join(dir, topicsName)); err != nil {
 		return report, fmt.Errorf("%s is not a data directory: %w", dir, storageError(err))
 	}
-	held, err := lockDataDir(files, dir)
+	held, err := lockDataDir(files, dir, !repair)
 	if err != nil {
 		return report, err
 	}

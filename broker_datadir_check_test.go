@@ -4,10 +4,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -355,4 +358,53 @@ func TestCheckDataDirUnfinishedTopic(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, report.Damage, 1)
 	require.Equal(t, filepath.Join(unfinished, topicName), report.Damage[0].File)
+}
+
+// onlyReads refuses what would change anything, as a file system does that is mounted to be
+// read only.
+type onlyReads struct{ *memFiles }
+
+func (f onlyReads) open(name string, flag int) (file, error) {
+	if flag != os.O_RDONLY {
+		return nil, pathError("open", name, syscall.EROFS)
+	}
+	return f.memFiles.open(name, flag)
+}
+
+func (f onlyReads) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
+	if content != nil {
+		return nil, nil, pathError("open", name, syscall.EROFS)
+	}
+	return f.memFiles.lock(name, content)
+}
+
+// What can only be read could not be checked: the lock was written, and descriptions were
+// opened to be written.
+func TestCheckChangesNothing(t *testing.T) {
+	m := newMemFiles(1)
+	require.NoError(t, m.mkdir("/data"))
+	d, err := openDataDir(m, "/data", SyncAlways, newWarner(slog.New(slog.DiscardHandler)))
+	require.NoError(t, err)
+	topic := StoredTopic{Name: "t", ID: "id", Partitions: 1}
+	require.NoError(t, d.PutTopic(t.Context(), topic))
+	l, err := d.OpenPartition(t.Context(), topic, 0, lossConfig(), nil)
+	require.NoError(t, err)
+	appendValues(t, l, 10)
+	require.NoError(t, l.DeleteBefore(t.Context(), 5))
+	_, err = inspectDataDir(t.Context(), onlyReads{m}, "/data", false)
+	require.ErrorIs(t, err, ErrDataDirInUse)
+	require.NoError(t, d.Close())
+
+	holder := slices.Clone(m.content("/data/lock"))
+	for _, path := range []string{"/data/lock", "/data/topics/t@id/0/00000000000000000000.index"} {
+		report, err := inspectDataDir(t.Context(), onlyReads{m}, "/data", false)
+		require.NoError(t, err)
+		require.Empty(t, report.Damage)
+		require.EqualValues(t, 10, report.Records)
+		require.Equal(t, holder, m.content("/data/lock"))
+		require.NoError(t, m.remove(path)) // A copy may be without it.
+		holder = nil
+	}
+	_, err = inspectDataDir(t.Context(), onlyReads{m}, "/data", true)
+	require.ErrorIs(t, err, syscall.EROFS)
 }

@@ -3,6 +3,7 @@ package robust_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -55,4 +56,24 @@ func TestDataDirOutlivesBroker(t *testing.T) {
 		require.NoError(t, c.Close())
 		require.NoError(t, b.Close())
 	}
+}
+
+// Files are opened when they are needed. Under a relative name they were looked for elsewhere
+// when the process had changed its directory.
+func TestDataDirOutlivesChdir(t *testing.T) {
+	t.Chdir(t.TempDir())
+	b, err := robust.NewBroker(robust.WithDataDir("queue"), robust.WithTopic("t", 1))
+	require.NoError(t, err)
+	t.Chdir(t.TempDir())
+	c, err := b.Client()
+	require.NoError(t, err)
+	p, err := c.SyncProducer()
+	require.NoError(t, err)
+	_, err = p.Send(t.Context(), robust.NewMessage("t", []byte("kept")))
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	require.NoError(t, b.Close())
+	left, err := os.ReadDir(".")
+	require.NoError(t, err)
+	require.Empty(t, left)
 }

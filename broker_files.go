@@ -24,7 +24,8 @@ type fileSystem interface {
 	syncDir(dir string) error
 	// lock takes a lock of the file, which it makes, until the closer is closed or
 	// the process ends, and puts content into it. If another has it the error is
-	// ErrDataDirInUse and holder what that has put there.
+	// ErrDataDirInUse and holder what that has put there. Without content (nil) it neither
+	// makes nor changes the file.
 	lock(name string, content []byte) (held io.Closer, holder []byte, err error)
 }
 

@@ -25,26 +25,37 @@ type sealedJSON struct {
 
 // replaceJSON keeps a value in a file, in place of what it had.
 func replaceJSON(files fileSystem, path string, value any) error {
+	data, err := sealJSON(value)
+	if err != nil {
+		return err
+	}
+	return replaceFile(files, path, data)
+}
+
+// sealJSON returns what a file has that keeps a value.
+func sealJSON(value any) ([]byte, error) {
 	data, err := json.Marshal(value)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sealed, err := json.Marshal(sealedJSON{dataFormat, crc32.Checksum(data, castagnoli), data})
-	if err != nil {
-		return err
-	}
-	return replaceFile(files, path, append(sealed, '\n'))
+	return append(sealed, '\n'), err
 }
 
 // replaceFile gives a file other content, at once: after a crash it has the old or the
 // new.
 func replaceFile(files fileSystem, path string, data []byte) error {
-	temporary := path + temporarySuffix
-	f, err := files.open(temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	f, err := files.open(path+temporarySuffix, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(data, 0)
+	return finishFile(files, f, path, data)
+}
+
+// finishFile is replaceFile with a temporary file that is open.
+func finishFile(files fileSystem, f file, path string, data []byte) error {
+	temporary := path + temporarySuffix
+	_, err := f.WriteAt(data, 0)
 	if err == nil {
 		err = f.sync()
 	}
@@ -87,7 +98,7 @@ func readJSON(files fileSystem, path string, value any) error {
 // readFile returns the content of a file that was kept with replaceFile.
 func readFile(files fileSystem, path string) ([]byte, error) {
 	const most = 16 << 20
-	f, err := files.open(path, os.O_RDWR)
+	f, err := files.open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

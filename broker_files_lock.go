@@ -11,7 +11,11 @@ import (
 )
 
 func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	flag := os.O_RDWR | os.O_CREATE
+	if content == nil {
+		flag = os.O_RDONLY
+	}
+	f, err := os.OpenFile(name, flag, 0o644)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -23,9 +27,13 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 	case err != nil:
 		return nil, nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
 	}
+	if content == nil {
+		return f, nil, nil
+	}
 	// The file stays when the lock is given up: another may be about to take it.
-	if err = f.Truncate(0); err == nil {
-		_, err = f.WriteAt(content, 0)
+	// Overwriting it takes no room on a full disk.
+	if _, err = f.WriteAt(content, 0); err == nil {
+		err = f.Truncate(int64(len(content)))
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())

@@ -19,9 +19,6 @@ const (
 	maxHeartbeatHold = time.Minute
 	// maxOwned is how many partitions a member may own.
 	maxOwned = 100_000
-	// maxGroupPayload bounds what a request about groups may come to in memory, many
-	// times its size.
-	maxGroupPayload = 4 << 20
 )
 
 // groupCall is a request about groups that has been understood. answer may take its

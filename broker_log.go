@@ -113,11 +113,13 @@ type readHint struct {
 
 // logStore is what the logs of a data directory share.
 type logStore struct {
-	files  fileSystem
-	cache  *fileCache
-	policy SyncPolicy
-	warn   *warner
-	epoch  int32 // of logs that are opened now, at least
+	files fileSystem
+	cache *fileCache
+	// reserve has room on a full disk; nil in logs that are in no data directory.
+	reserve *reserve
+	policy  SyncPolicy
+	warn    *warner
+	epoch   int32 // of logs that are opened now, at least
 
 	unsaved chan struct{}  // holds a token for each segment that is kept open until it is synced
 	hungry  atomic.Int64   // how many wait for a token of unsaved
@@ -211,6 +213,7 @@ func (s *logStore) run(done <-chan struct{}) {
 		case <-done:
 			return
 		}
+		s.reserve.fill()
 		s.mu.Lock()
 		dirty := s.dirty
 		s.dirty = make(map[*diskLog]struct{})
@@ -219,6 +222,18 @@ func (s *logStore) run(done <-chan struct{}) {
 			s.syncSoon(l)
 		}
 	}
+}
+
+// replaceJSON keeps a value in a file, in place of what it had.
+func (s *logStore) replaceJSON(path string, value any) error {
+	if s.reserve == nil {
+		return replaceJSON(s.files, path, value)
+	}
+	data, err := sealJSON(value)
+	if err != nil {
+		return err
+	}
+	return s.reserve.replaceFile(path, data)
 }
 
 func (s *logStore) forget(l *diskLog) {

@@ -2,6 +2,7 @@ package robust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -37,9 +38,10 @@ func (l *diskLog) Expire(now time.Time) error {
 	if old < len(v.segments)-1 || v.last.pos <= segmentHeaderSize || v.last.appendTime >= limit {
 		return l.drop(v.segments[old].header.base)
 	}
-	// The segment that is written stays: another takes its place first.
+	// The segment that is written stays: another takes its place first. Where there is no room
+	// for one, those before it make some.
 	if err := l.exclusive(func() error { return l.rollBehind(v.last) }); err != nil {
-		return err
+		return errors.Join(err, l.drop(v.segments[old].header.base))
 	}
 	return l.drop(v.last.offset)
 }
@@ -59,6 +61,7 @@ func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {
 	if err := l.syncAll(); err != nil {
 		return err
 	}
+	var rolled error
 	err := l.exclusive(func() error {
 		if l.isClosed() {
 			return ErrClosed
@@ -74,12 +77,14 @@ func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {
 		if offset < v.last.offset {
 			return nil
 		}
-		return l.rollBehind(v.last)
+		rolled = l.rollBehind(v.last)
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return l.drop(offset)
+	// Where there is no room for another segment, those before the last make some.
+	return errors.Join(rolled, l.drop(offset))
 }
 
 // drop removes the segments that end at offset or before it.

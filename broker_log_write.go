@@ -486,6 +486,7 @@ func (l *diskLog) dropSynced(offset int64) error {
 		l.settle(s)
 		errs = append(errs, l.removeSegment(s))
 	}
+	l.store.reserve.fill() // Before others take what has become free.
 	return storageError(errors.Join(errs...))
 }
 
@@ -498,7 +499,7 @@ type storedStart struct {
 
 // keepStart keeps the oldest offset that may be read.
 func (l *diskLog) keepStart(offset int64) error {
-	err := replaceJSON(l.store.files, filepath.Join(l.dir, startName), storedStart{offset})
+	err := l.store.replaceJSON(filepath.Join(l.dir, startName), storedStart{offset})
 	if err == nil {
 		err = l.store.cache.syncDir(filepath.Dir(l.dir)) // The directory may be new itself.
 	}

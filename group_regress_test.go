@@ -478,3 +478,37 @@ func TestGroupLeaveIsNoFailure(t *testing.T) {
 		}
 	})
 }
+
+// More than 500 partitions took several requests, and 500 whose metadata grows when it is
+// escaped took one that no broker accepts.
+func TestGroupCommitsMany(t *testing.T) {
+	const partitions = 520
+	for what, test := range map[string]struct {
+		metadata string
+		requests int
+	}{
+		"short metadata":      {"x", 1},
+		"metadata that grows": {strings.Repeat("\x01", maxOffsetMeta), 4},
+	} {
+		t.Run(what, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := faultBroker(t, partitions)
+				var sent frameCounter
+				proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) { return sent.tap(), nil })
+				fill(t, b, 1)
+				r := newRig(t)
+				a := r.consumeWith(proxy.dial, "a", func(s *Session, _ *Claim, m *Message) error {
+					s.MarkMessage(m, test.metadata)
+					return nil
+				}, WithAutoCommit(0))
+				after(5 * time.Second)
+				require.NoError(t, a.group.session.Commit())
+				require.Equal(t, test.requests, sent.of(requestCommitOffset))
+				for i := range int32(partitions) {
+					require.Equal(t, int64(1), committed(b, i))
+				}
+				require.NoError(t, a.stop())
+			})
+		})
+	}
+}

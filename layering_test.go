@@ -94,6 +94,7 @@ var layerOrder = []string{
 	"broker_file_cache.go",
 	"broker_index.go",
 	"broker_segment.go",
+	"broker_reserve.go",
 	"broker_log.go",
 	"broker_log_group.go",
 	"broker_log_write.go",

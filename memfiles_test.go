@@ -410,7 +410,11 @@ func (m *memFiles) lock(name string, content []byte) (held io.Closer, holder []b
 	f := m.begin("lock", name, 0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h, err := m.openLocked(name, os.O_RDWR|os.O_CREATE, f)
+	flag := os.O_RDWR | os.O_CREATE
+	if content == nil {
+		flag = os.O_RDONLY
+	}
+	h, err := m.openLocked(name, flag, f)
 	if err == nil {
 		err = f.err
 	}
@@ -421,8 +425,10 @@ func (m *memFiles) lock(name string, content []byte) (held io.Closer, holder []b
 		return nil, bytes.Clone(h.node.data), ErrDataDirInUse
 	}
 	h.node.locked, h.holds = true, true
-	h.node.truncate(0)
-	h.node.write(content, 0)
+	if content != nil {
+		h.node.truncate(0)
+		h.node.write(content, 0)
+	}
 	m.addHandleLocked(h)
 	return h, nil, nil
 }

@@ -271,6 +271,9 @@ const (
 	maxPatterns     = 20
 	maxPatternBytes = 1000
 	maxPatternSteps = 500
+	// maxGroupPayload bounds what a request about groups may come to in memory, many
+	// times its size.
+	maxGroupPayload = 4 << 20
 	// maxOffsets is how many offsets one commit has.
 	maxOffsets = 20_000
 	// maxOffsetMeta is how many bytes of metadata come with an offset.

@@ -3,6 +3,7 @@ package robust
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -200,10 +201,10 @@ func (s *Session) holding(tp TopicPartition) *holding {
 }
 
 // Commit commits what is marked and not committed yet, in one request however many
-// partitions there are. It returns when the broker has it, after at most
-// [WithRebalanceTimeout]. The error is a [*CommitError] if partitions have gone to other
-// members meanwhile; the others are committed all the same. It works in Cleanup too,
-// within the rebalance timeout.
+// partitions there are, unless their metadata comes to more than about 4 MiB. It returns
+// when the broker has it, after at most [WithRebalanceTimeout]. The error is a
+// [*CommitError] if partitions have gone to other members meanwhile; the others are
+// committed all the same. It works in Cleanup too, within the rebalance timeout.
 func (s *Session) Commit() error { return s.commit(nil) }
 
 // commit commits what is marked, of one holding or of all.
@@ -249,10 +250,6 @@ func (s *Session) commit(only *holding) error {
 	return err
 }
 
-// commitAtOnce is how many partitions one request commits; with the longest metadata
-// they fit what a broker takes.
-const commitAtOnce = 500
-
 // pendingMark is a mark that is being committed.
 type pendingMark struct {
 	marks  *marks
@@ -266,11 +263,12 @@ func (s *Session) sendCommit(ctx context.Context, pending []pendingMark, refused
 	if !s.by.supportsGroups() {
 		return s.sendCommits(ctx, pending, refused)
 	}
-	if len(pending) > commitAtOnce {
-		if err := s.sendCommit(ctx, pending[:commitAtOnce], refused); err != nil {
+	// A broker takes only so much at a time.
+	if n := commitAtOnce(pending, min(maxGroupPayload, s.client.cfg.maxFrameBytes)); n < len(pending) {
+		if err := s.sendCommit(ctx, pending[:n], refused); err != nil {
 			return err
 		}
-		return s.sendCommit(ctx, pending[commitAtOnce:], refused)
+		return s.sendCommit(ctx, pending[n:], refused)
 	}
 	req := &commitOffsetRequest{GroupID: s.group, MemberID: s.MemberID(), Generation: s.generation.Load()}
 	for _, p := range pending {
@@ -291,6 +289,22 @@ func (s *Session) sendCommit(ctx context.Context, pending []pendingMark, refused
 		}
 	}
 	return nil
+}
+
+// commitAtOnce returns how many of some marks, at least one, fit a request of so many bytes,
+// its other fields and the frame around it included.
+func commitAtOnce(pending []pendingMark, limit int) int {
+	const others, numbers = 2 << 10, 160 // of the request, and of one offset
+	room := limit - others
+	for i := range min(len(pending), maxOffsets) {
+		o := &pending[i].offset
+		metadata, err := json.Marshal(o.Metadata) // What is escaped grows.
+		room -= numbers + len(o.Topic) + len(o.TopicID) + len(metadata)
+		if (err != nil || room < 0) && i > 0 {
+			return i
+		}
+	}
+	return min(len(pending), maxOffsets)
 }
 
 // sendCommits commits one partition after the other, for brokers that know no better.
