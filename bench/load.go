@@ -141,7 +141,8 @@ func (ln *lane) claim(ctx context.Context) bool {
 
 // claim takes n messages or the rest, and says which is the first.
 func (l *load) claim(ctx context.Context, n int, first *int64) bool {
-	if ctx.Err() != nil || l.rate == 0 && time.Since(l.begun) >= l.duration {
+	late := l.rate == 0 && time.Since(l.begun) >= l.duration
+	if ctx.Err() != nil || late && l.claimed.Load() > 0 { // However late it is, something is sent.
 		return false
 	}
 	*first = l.claimed.Add(int64(n)) - int64(n)

@@ -67,13 +67,26 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return listRows(out, &s)
 	}
 	rows, runErr := runAll(ctx, &s, progress)
-	writeHead(out, &s, strings.Join(append([]string{"bench"}, args...), " "), time.Now())
+	writeHead(out, &s, commandLine(args), time.Now())
 	err = writeTables(out, rows, s.rate)
 	writeContestants(out, rows)
 	if *svg != "" {
 		err = errors.Join(err, writeChart(*svg, rows))
 	}
 	return errors.Join(runErr, err)
+}
+
+// commandLine is what can be typed to measure the same.
+func commandLine(args []string) string {
+	line := "bench"
+	plain := regexp.MustCompile(`^[\w./:=-]+$`)
+	for _, arg := range args {
+		if !plain.MatchString(arg) {
+			arg = "'" + arg + "'"
+		}
+		line += " " + arg
+	}
+	return line
 }
 
 // numbers reads numbers with white space or commas between them.

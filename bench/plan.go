@@ -25,7 +25,7 @@ func rowName(k kind, size, partitions int, contestant string) string {
 }
 
 func sizeName(n int) string {
-	if n >= 1024 && n%1024 == 0 {
+	if n%1024 == 0 {
 		return fmt.Sprintf("%dKiB", n/1024)
 	}
 	return fmt.Sprintf("%dB", n)

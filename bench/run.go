@@ -62,7 +62,14 @@ func (r *result) brief() string {
 	if r.Err != "" {
 		return "failed: " + r.Err
 	}
-	return formatRate(r.Rate) + "/s"
+	text := formatRate(r.Rate) + "/s"
+	if r.AckP50 > 0 {
+		text += fmt.Sprintf(", acknowledged after %v, %v", r.AckP50.Round(time.Microsecond), r.AckP99.Round(time.Microsecond))
+	}
+	if r.EndP50 > 0 {
+		text += fmt.Sprintf(", received after %v, %v", r.EndP50.Round(time.Microsecond), r.EndP99.Round(time.Microsecond))
+	}
+	return text
 }
 
 // runJob runs a job in a process of its own. What goes wrong there is in the results;

@@ -111,11 +111,13 @@ func columns(k kind) []column {
 
 // heading says what a table shows.
 func heading(k kind, size, partitions, rate int) string {
-	where := fmt.Sprintf("%s, %d partitions", strings.Replace(sizeName(size), "B", " B", 1), partitions)
+	where := fmt.Sprintf("%d B, %d partitions", size, partitions)
+	if size%1024 == 0 {
+		where = fmt.Sprintf("%d KiB, %d partitions", size/1024, partitions)
+	}
 	if partitions == 1 {
 		where = strings.TrimSuffix(where, "s")
 	}
-	where = strings.Replace(where, "Ki B", " KiB", 1)
 	switch k {
 	case kindProduce:
 		return "Produce, many in flight, " + where
@@ -132,29 +134,31 @@ func heading(k kind, size, partitions, rate int) string {
 
 // writeTables writes a table for each kind, size and number of partitions, in Markdown.
 func writeTables(w io.Writer, rows []row, rate int) error {
-	type key struct {
-		kind             kind
-		size, partitions int
-	}
-	groups := make(map[key][]row)
-	var order []key
-	for _, r := range rows {
-		if len(r.Results) == 0 {
-			continue
-		}
-		k := key{r.Kind, r.Size, r.Partitions}
-		if _, ok := groups[k]; !ok {
-			order = append(order, k)
-		}
-		groups[k] = append(groups[k], r)
-	}
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return len(r.Results) == 0 })
+	slices.SortStableFunc(rows, compareTables)
 	var b strings.Builder
-	for _, k := range order {
-		fmt.Fprintf(&b, "\n### %s\n\n", heading(k.kind, k.size, k.partitions, rate))
-		writeTable(&b, k.kind, groups[k])
+	for len(rows) > 0 {
+		r := &rows[0]
+		n := 1 + slices.IndexFunc(rows[1:], func(other row) bool { return compareTables(*r, other) != 0 })
+		if n == 0 {
+			n = len(rows)
+		}
+		fmt.Fprintf(&b, "\n### %s\n\n", heading(r.Kind, r.Size, r.Partitions, rate))
+		writeTable(&b, r.Kind, rows[:n])
+		rows = rows[n:]
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// compareTables orders rows by the table that they belong to.
+func compareTables(a, b row) int {
+	order := []kind{kindProduce, kindConsume, kindSync, kindLatency}
+	return cmp.Or(
+		cmp.Compare(slices.Index(order, a.Kind), slices.Index(order, b.Kind)),
+		cmp.Compare(a.Partitions, b.Partitions),
+		cmp.Compare(a.Size, b.Size),
+	)
 }
 
 func writeTable(b *strings.Builder, k kind, rows []row) {

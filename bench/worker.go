@@ -65,54 +65,65 @@ func runWorker(j job) error {
 func (j job) run(ctx context.Context) []result {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute+40*j.Duration)
 	defer cancel()
-	results, err := j.measure(ctx)
-	if err != nil {
-		for i := range results {
-			if results[i].Err == "" {
-				results[i].Err = err.Error()
-			}
+	results := make([]result, len(j.Kinds))
+	for i, k := range j.Kinds {
+		results[i].Kind = k
+	}
+	worked, ended := j.measure(ctx, results)
+	for i := range results {
+		r := &results[i]
+		switch {
+		case worked != nil && r.Messages == 0:
+			r.Err = worked.Error() // It failed, or what comes before it.
+		case ended != nil && r.Err == "":
+			r.Err = ended.Error()
+		default:
 		}
 	}
 	return results
 }
 
-// measure starts both ends, lets them work, and ends them.
-func (j job) measure(ctx context.Context) (results []result, err error) {
-	for _, k := range j.Kinds {
-		results = append(results, result{Kind: k, Err: "not reached"})
-	}
+// measure starts both ends, lets them work, and ends them. worked is why there are not
+// all results, ended that there was something wrong behind them.
+func (j job) measure(ctx context.Context, results []result) (worked, ended error) {
 	c := findContestant(j.Contestant)
 	if c == nil {
-		return results, fmt.Errorf("there is no contestant %q", j.Contestant)
+		return fmt.Errorf("there is no contestant %q", j.Contestant), nil
 	}
 	t := target{Dir: j.Dir, Partitions: j.Partitions}
 	w := &worker{job: j}
 	if !c.about().embedded {
-		if w.broker, err = startBroker(ctx, j.Contestant, t); err != nil {
-			return results, err
+		b, err := startBroker(ctx, j.Contestant, t)
+		if err != nil {
+			return err, nil
 		}
-		defer func() { err = errors.Join(err, w.broker.stop()) }()
-		t.Addr = w.broker.addr
+		defer func() { ended = errors.Join(ended, b.stop()) }()
+		w.broker, t.Addr = b, b.addr
 	}
-	if w.session, err = c.connect(ctx, t); err != nil {
-		return results, fmt.Errorf("connect: %w", err)
+	s, err := c.connect(ctx, t)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err), nil
 	}
-	defer func() { err = errors.Join(err, w.session.close()) }()
-	w.pool = newPool(j.Pool)
+	defer func() { ended = errors.Join(ended, s.close()) }()
+	w.session, w.pool = s, newPool(j.Pool)
+	return w.work(ctx, results), nil
+}
 
-	for i, do := range w.plan() {
+// work goes through the plan and puts what is reported into results.
+func (w *worker) work(ctx context.Context, results []result) error {
+	for _, do := range w.plan() {
 		r, err := do(ctx)
-		if k := slices.Index(j.Kinds, r.Kind); k >= 0 {
-			results[k] = r
+		if i := slices.Index(w.Kinds, r.Kind); i >= 0 {
+			results[i] = r
 			if err != nil {
-				results[k].Err = err.Error()
+				results[i].Err = err.Error()
 			}
 		}
 		if err != nil {
-			return results, fmt.Errorf("step %d: %w", i+1, err)
+			return fmt.Errorf("%s: %w", r.Kind, err)
 		}
 	}
-	return results, nil
+	return nil
 }
 
 // worker is a job at work.
@@ -158,7 +169,7 @@ func (w *worker) load(part int) *load {
 // send lets l be sent, and counts.
 func (w *worker) send(ctx context.Context, l *load) error {
 	if err := w.session.produce(ctx, l); err != nil {
-		return fmt.Errorf("produce: %w", err)
+		return err
 	}
 	if err := l.check(); err != nil {
 		return err
@@ -210,7 +221,7 @@ func (w *worker) consume(ctx context.Context) (result, error) {
 	}
 	s := newSink(w.total, false)
 	if err := w.session.consume(ctx, s); err != nil {
-		return r, fmt.Errorf("consume: %w", err)
+		return r, err
 	}
 	if err := m.read(&r, w.total); err != nil {
 		return r, err
