@@ -45,9 +45,7 @@ func answer(s server, in io.Reader, out io.Writer) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		if lines.Text() == askSettle {
-			if err := s.settle(); err != nil {
-				return err
-			}
+			s.settle()
 		}
 		u, err := s.usage()
 		if err != nil {

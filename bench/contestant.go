@@ -60,7 +60,7 @@ type server interface {
 	addr() string
 	// usage is what the broker has used so far; after settle the peak counts anew.
 	usage() (usage, error)
-	settle() error
+	settle()
 	close() error
 }
 

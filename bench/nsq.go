@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"strings"
 
@@ -42,7 +40,7 @@ func (nsqContestant) serve(_ context.Context, t target) (server, error) {
 	o.BroadcastAddress = "127.0.0.1"
 	o.DataPath = t.Dir
 	o.MemQueueSize = 0
-	o.Logger = log.New(io.Discard, "", 0)
+	o.Logger = silence{}
 	n, err := nsqd.New(o)
 	if err != nil {
 		return nil, err
@@ -51,6 +49,12 @@ func (nsqContestant) serve(_ context.Context, t target) (server, error) {
 	go func() { s.ended <- n.Main() }()
 	return s, nil
 }
+
+// silence takes what nsqd logs.
+type silence struct{}
+
+// Output implements the interface of nsqd's loggers.
+func (silence) Output(int, string) error { return nil }
 
 type nsqServer struct {
 	ownUsage
@@ -92,7 +96,8 @@ func (s *nsqSession) produce(ctx context.Context, l *load) error {
 		r := <-results
 		flying--
 		for _, it := range r.Args {
-			l.done(it.(int64), r.Error) //nolint:errcheck,forcetypeassert // the times that were passed below
+			at, _ := it.(int64) // They are the times that were passed below.
+			l.done(at, r.Error)
 		}
 	}
 	items := make([]item, 0, nsqBatch)
@@ -132,7 +137,7 @@ func (s *nsqSession) stored(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // What matters of it has been read.
 	var stats struct {
 		Topics []struct {
 			MessageCount int64 `json:"message_count"`

@@ -102,10 +102,7 @@ func (s *redisServer) usage() (usage, error) {
 	return usage{CPU: time.Duration(seconds * float64(time.Second)), Peak: peak(s.pid())}, nil
 }
 
-func (s *redisServer) settle() error {
-	resetPeak(s.pid())
-	return nil
-}
+func (s *redisServer) settle() { resetPeak(s.pid()) }
 
 func (s *redisServer) close() error {
 	if s.client != nil {

@@ -33,8 +33,6 @@ type oldConn struct {
 }
 
 // features is that member of the hello, with the comma behind it or before it.
-//
-//nolint:gochecknoglobals // a constant, as far as there are such of this type
 var features = regexp.MustCompile(`"features":\[[^\]]*\],|,"features":\[[^\]]*\]`)
 
 // Read implements net.Conn. Nothing follows the first frame before it is answered, so

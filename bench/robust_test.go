@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"sync"
 	"testing"
 
@@ -48,7 +47,7 @@ func TestGatherer(t *testing.T) {
 			results[of] = err
 		}))
 	}
-	require.NoError(t, many.Flush(context.Background()))
+	require.NoError(t, many.Flush(t.Context()))
 	mu.Lock()
 	defer mu.Unlock()
 	require.Len(t, results, 3000)

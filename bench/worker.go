@@ -322,7 +322,7 @@ type meter struct {
 
 func (w *worker) meter() (*meter, error) {
 	m := &meter{broker: w.broker}
-	_ = ownUsage{}.settle() // It never fails.
+	ownUsage{}.settle()
 	var err error
 	if m.server, err = w.broker.ask(askSettle); err != nil {
 		return nil, err
