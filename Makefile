@@ -6,6 +6,9 @@ DURATION ?= 10m
 KILLS    ?= 100
 RUNS     ?= 1000000
 SEED     ?=
+MATCH    ?=
+SIZE     ?= 100 1024
+SVG      ?=
 MODULE   := github.com/aminofox/robust-go-sdk
 
 # Every module of the tree, the root first. tools/ holds no code of its own: its
@@ -16,12 +19,16 @@ MODULES := $(sort $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path '
 # compiler.
 RACE := $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),-race)
 
-# A workspace would not let -modfile name the tools.
-GOLANGCI := GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
+# The program itself: run by way of the go command, with the workspace off that would not
+# let -modfile name the tools, it would not find what a nested module takes from its own.
+GOLANGCI = $$(GOWORK=off $(GO) tool -modfile=$(CURDIR)/tools/go.mod -n golangci-lint)
+
+# given has the value of a variable if somebody has set it, else what follows.
+given = $(if $(filter file undefined,$(origin $(1))),$(2),$($(1)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint examples fuzz bench bench-log torture-groups torture-kill torture-history torture-files api
+.PHONY: help check test fmt fmt-check vet lint tidy examples fuzz bench bench-log bench-peers torture-groups torture-kill torture-history torture-files api
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +60,17 @@ lint: ## run golangci-lint as .golangci.yml says, in every module
 		(cd $$dir && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); \
 	done
 
+# A nested module requires no version of the root: its go.work has the one beside it. The
+# go command does not look there when it tidies.
+tidy: ## tidy every go.mod
+	@set -e; for dir in $(MODULES); do \
+		cd $(CURDIR)/$$dir; \
+		[ $$dir = . ] || $(GO) mod edit -replace=$(MODULE)=$(CURDIR); \
+		GOWORK=off $(GO) mod tidy || failed=1; \
+		[ $$dir = . ] || $(GO) mod edit -dropreplace=$(MODULE) -droprequire=$(MODULE); \
+		[ -z "$$failed" ]; \
+	done
+
 examples: ## build the runnable programs into bin/
 	@set -e; for main in $$(find examples -name main.go); do \
 		dir=$$(dirname $$main); \
@@ -74,6 +92,11 @@ bench: ## run the benchmarks of BENCH, COUNT times
 # is to be measured.
 bench-log: ## measure the log on disk beside bare files, COUNT times
 	$(GO) test -run '^$$' -bench '^BenchmarkLog' -benchtime 1s -count $(COUNT) -timeout 0 .
+
+# DURATION is how long each run sends, 3 s if it is not set; COUNT is 3 then.
+bench-peers: ## measure beside other systems the rows of MATCH, sizes SIZE, and draw SVG
+	cd bench && $(GO) build -o ../bin/bench .
+	bin/bench -match '$(MATCH)' -size '$(SIZE)' -duration $(call given,DURATION,3s) -count $(call given,COUNT,3) $(if $(SVG),-svg '$(SVG)')
 
 # The test bounds itself: it panics with all stacks when it is stuck.
 torture-groups: ## torture consumer groups for DURATION, planned by SEED

@@ -1,0 +1,6 @@
+//go:build !unix
+
+package main
+
+// selfUsage knows nothing here.
+func selfUsage() (usage, error) { return usage{}, nil }
