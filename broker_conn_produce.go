@@ -69,7 +69,7 @@ func (c *brokerConn) store() {
 func (c *brokerConn) storeBatch(b *gathered) {
 	n := int32(len(b.answers))
 	data := batch(b.buf)
-	data.setHeader(n, n-1, b.first, b.latest)
+	data.setHeader(CompressionNone, n, n-1, b.first, b.latest, noProducer())
 	size := len(data) + storingOverhead
 	c.storing.take(size, c.ctx.Done())
 	c.held.Add(1)
