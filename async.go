@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,7 @@ type AsyncProducer struct {
 	input   chan *Message
 	intake  sync.Once     // starts takeInput
 	taken   chan struct{} // closed when takeInput has ended, or will not begin
+	ending  atomic.Bool   // Close has begun
 	closing chan struct{} // closed when Close begins
 	closed  sync.Once
 	done    chan struct{} // closed when Close has done its work
@@ -131,14 +133,13 @@ func (p *AsyncProducer) SendFunc(ctx context.Context, m *Message, done func(m *M
 }
 
 func (p *AsyncProducer) take(ctx context.Context, m *Message, to receiver) error {
-	select {
-	case <-p.closing:
+	if p.ending.Load() {
 		return ErrClosed
-	case <-ctx.Done():
-		return endOf(ctx)
-	default:
 	}
-	return p.box.accept(ctx, m, to, 0, time.Now())
+	if ctx.Err() != nil {
+		return endOf(ctx)
+	}
+	return p.box.accept(ctx, m, to, 0, p.box.age())
 }
 
 // Input returns a channel that takes messages as Send does, [WithInputBuffer] of them
@@ -172,7 +173,7 @@ func (p *AsyncProducer) takeInput() {
 }
 
 func (p *AsyncProducer) takeFromInput(m *Message) {
-	err := p.box.accept(p.box.ctx, m, channels{p}, 0, time.Now())
+	err := p.box.accept(p.box.ctx, m, channels{p}, 0, p.box.age())
 	if err == nil {
 		return
 	}
@@ -262,6 +263,7 @@ func (p *AsyncProducer) Shutdown(ctx context.Context) error {
 	first := false
 	p.closed.Do(func() {
 		first = true
+		p.ending.Store(true)
 		close(p.closing)
 	})
 	if !first {

@@ -208,7 +208,7 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 // outgoingCall is what a call sends.
 type outgoingCall struct {
 	req  request
-	body [][]byte // must not change before written; nil: none
+	body [][]byte // must not change before the frameWriter has passed call.end; nil: none
 	// flush has the caller write what is queued, which may take as long as the broker
 	// takes to read it.
 	flush bool
@@ -219,10 +219,6 @@ type outgoingCall struct {
 func (c *conn) post(ctx context.Context, out outgoingCall, timeout time.Duration, notify func(*call)) error {
 	return c.send(ctx, &call{notify: notify}, out, timeout)
 }
-
-// written tells that the request of a call has been written, so that its body may be used
-// again. A broker may answer before it has read all.
-func (c *conn) written(k *call) bool { return c.out.passed(k.end) }
 
 // send puts a call in flight and its request on the way.
 func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time.Duration) error {

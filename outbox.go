@@ -13,31 +13,32 @@ func newOutbox(c *Client, cfg *config, singles bool, settled func(*outBatch)) *o
 		client: c, cfg: cfg, born: time.Now(), singles: singles, settled: settled,
 		senders: make(map[string]*outSender), waves: waves{counts: make(map[int]int)},
 	}
+	o.bornAt = o.born.UnixNano()
 	o.senderOf, o.stage, o.forget, o.look = o.senderLocked, o.stageLocked, o.forgetLocked, o.lookAt
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	return o
 }
 
 // accept takes a message, whose fate to will learn unless accept fails. It waits for
-// memory, but not longer than ctx and the delivery timeout, counted from start. m itself
-// is kept for its result, its key, value and headers are not.
-func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32, start time.Time) error {
+// memory, but not longer than ctx and the delivery timeout, counted from at, the time since
+// the outbox was born. m itself is kept for its result, its key, value and headers are not.
+func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32, at time.Duration) error {
 	size, err := o.check(m)
 	if err != nil {
 		return err
 	}
 	t := o.topic(m.Topic)
-	e := entry{m: m, to: to, at: start.Sub(o.born), size: int32(size), tag: tag}
+	e := entry{m: m, to: to, at: at, size: int32(size), tag: tag}
 	known := t.entry.Load()
 	partition, err := o.chooseOf(m, known)
 	if err != nil {
 		return err
 	}
 	if known != nil {
-		o.refresh(t, known, start)
+		o.refresh(t, known, at)
 	}
 	o.mu.Lock()
-	if err := o.takeRoomLocked(ctx, m, int64(size)+messageOverhead, start); err != nil {
+	if err := o.takeRoomLocked(ctx, m, int64(size)+messageOverhead, at); err != nil {
 		o.mu.Unlock()
 		return err
 	}
@@ -58,9 +59,11 @@ func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32,
 		return nil
 	}
 	q := t.queueLocked(o, partition)
-	q.addLocked(m, e, o.millis(&e))
 	s := q.sender
-	drive := s.noteLocked(q)
+	drive := false
+	if begun := q.addLocked(m, e, o.millis(&e)); begun || q.state != queueReady {
+		drive = s.noteLocked(q) // Else all has been seen to.
+	}
 	o.mu.Unlock()
 	if drive {
 		s.drive(true)
@@ -293,7 +296,7 @@ func (o *outbox) armLocked() {
 
 // expire fails what has waited for too long.
 func (o *outbox) expire() {
-	now := time.Since(o.born)
+	now := o.age()
 	limit := now - o.cfg.deliveryTimeout
 	state := o.client.pool.state().String()
 	o.mu.Lock()
@@ -328,7 +331,7 @@ func (o *outbox) expire() {
 
 // count counts what became of a batch's messages.
 func (o *outbox) count(b *outBatch) {
-	now := time.Since(o.born)
+	now := o.age()
 	var n, bytes uint64
 	var sum, longest time.Duration
 	for i := range b.entries {

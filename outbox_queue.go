@@ -55,15 +55,17 @@ func (q *outQueue) openLocked() *outBatch {
 	return nil
 }
 
-// addLocked puts a message into the last batch.
-func (q *outQueue) addLocked(m *Message, e entry, timestamp int64) {
+// addLocked puts a message into the last batch, and tells whether that is a new one.
+func (q *outQueue) addLocked(m *Message, e entry, timestamp int64) (begun bool) {
 	b := q.openLocked()
 	if b == nil || b.build.count() > 0 && b.build.size()+int(e.size)+recordRoom > q.batchBytes() {
 		b = q.box.newBatchLocked(q, q.box.waves.now)
 		q.pending = append(q.pending, b)
+		begun = true
 	}
 	b.build.add(m, timestamp)
 	b.entries = append(b.entries, e)
+	return begun
 }
 
 // recordRoom is about what a record takes beside its message.

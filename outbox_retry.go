@@ -181,7 +181,8 @@ func (q *outQueue) renumberLocked() {
 			continue
 		}
 		b.producer = noSequence
-		if b.encoded != nil && !b.reusable {
+		if b.encoded != nil {
+			// A writer may still be at it.
 			b.encoded = slices.Clone(b.encoded)
 			b.reusable = false
 		}

@@ -12,8 +12,11 @@ func (o *outbox) fits(need int64) bool {
 	return o.used == 0 || o.used+need <= int64(o.cfg.maxBufferedBytes)
 }
 
+// age is the time since the outbox was born.
+func (o *outbox) age() time.Duration { return time.Since(o.born) }
+
 // takeRoomLocked takes memory for a message; it may let go of the lock meanwhile.
-func (o *outbox) takeRoomLocked(ctx context.Context, m *Message, need int64, start time.Time) error {
+func (o *outbox) takeRoomLocked(ctx context.Context, m *Message, need int64, at time.Duration) error {
 	if o.closed {
 		return ErrClosed
 	}
@@ -24,7 +27,7 @@ func (o *outbox) takeRoomLocked(ctx context.Context, m *Message, need int64, sta
 	w := &roomWaiter{need: need, granted: make(chan struct{})}
 	o.waiters = append(o.waiters, w)
 	o.mu.Unlock()
-	timeout := time.NewTimer(time.Until(start.Add(o.cfg.deliveryTimeout)))
+	timeout := time.NewTimer(at + o.cfg.deliveryTimeout - o.age())
 	defer timeout.Stop()
 	var end error
 	select {
@@ -108,7 +111,8 @@ func (o *outbox) release(b *outBatch, room int64) {
 	defer o.mu.Unlock()
 	o.giveRoomLocked(room)
 	o.endWaveLocked(b.wave)
-	if len(o.free) < keptBatches && b.reusable {
+	// An answer may come before the writer has noticed that it has written all.
+	if len(o.free) < keptBatches && b.reusable && (b.conn == nil || b.conn.out.passed(b.end)) {
 		b.reset()
 		o.free = append(o.free, b)
 	}

@@ -47,7 +47,7 @@ func (s *outSender) noteLocked(q *outQueue) (drive bool) {
 		s.ready = append(s.ready, q)
 	case q.state == queueIdle:
 		q.state = queueLingering
-		q.dueAt = time.Since(s.box.born) + s.box.cfg.batchTimeout
+		q.dueAt = s.box.age() + s.box.cfg.batchTimeout
 		s.lingering = append(s.lingering, q)
 	}
 	return s.beginLocked()
@@ -82,7 +82,7 @@ func (s *outSender) armLocked() {
 		return
 	}
 	s.waiting = true
-	s.linger.Reset(max(at-time.Since(s.box.born), 0))
+	s.linger.Reset(max(at-s.box.age(), 0))
 }
 
 // pace is the time after which one more request leaves though others are not answered:
@@ -100,7 +100,7 @@ func (s *outSender) sendableLocked() bool {
 	case s.requests < fewRequests, s.requests < maxInFlight && len(s.ready[0].pending) > 1:
 		return true
 	default:
-		return time.Since(s.box.born) >= s.sentAt+s.pace()
+		return s.box.age() >= s.sentAt+s.pace()
 	}
 }
 
@@ -112,7 +112,7 @@ func (s *outSender) lingered() {
 	o := s.box
 	o.mu.Lock()
 	s.waiting = false
-	now := time.Since(o.born)
+	now := o.age()
 	for len(s.lingering) > 0 {
 		q := s.lingering[0]
 		due := q.state == queueLingering && q.sender == s
@@ -171,7 +171,7 @@ func (s *outSender) drive(inline bool) {
 			continue
 		}
 		s.requests++
-		s.sentAt = time.Since(o.born)
+		s.sentAt = o.age()
 		c := s.conn
 		o.mu.Unlock()
 		o.hand(given)
@@ -243,7 +243,7 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 			s.ready = append(s.ready, q)
 		} else if !q.blockedLocked() {
 			q.state = queueLingering
-			q.dueAt = time.Since(s.box.born) + s.box.cfg.batchTimeout
+			q.dueAt = s.box.age() + s.box.cfg.batchTimeout
 			s.lingering = append(s.lingering, q)
 		}
 	}
@@ -467,14 +467,13 @@ func (s *outSender) answered(c *conn, req *outRequest, k *call, err error) {
 	if err == nil {
 		parts, err = req.read(c, k)
 	}
-	written := k == nil || c.written(k)
 	o.mu.Lock()
 	s.landedLocked(c)
 	var done []*outBatch
 	for i, b := range req.batches {
 		q := b.queue
 		q.landedLocked(b)
-		b.reusable = b.reusable && written
+		b.sentOn(c, k)
 		failure := err
 		if failure == nil {
 			failure = s.receive(c, b, &parts[i])

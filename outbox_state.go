@@ -54,6 +54,8 @@ type outbox struct {
 	client *Client
 	cfg    *config
 	born   time.Time
+	// bornAt is the same in Unix nanoseconds.
+	bornAt int64
 	// singles has messages sent one by one to brokers that do not take batches; else
 	// they fail with errPlainBroker.
 	singles bool
@@ -175,8 +177,10 @@ type outBatch struct {
 	sealed   bool
 	encoded  batch
 	producer producerFields
-	inDoubt  bool // it may have been stored
-	reusable bool // nobody else has its memory
+	inDoubt  bool  // it may have been stored
+	reusable bool  // nobody else has its memory, or will not have it when sent is written
+	conn     *conn // that it was sent on last; nil: none
+	end      int64 // of what was sent there
 	refusals int
 	faults   int
 	last     error
@@ -223,7 +227,7 @@ func (o *outbox) millis(e *entry) int64 {
 	if e.m.Timestamp != 0 {
 		return e.m.Timestamp
 	}
-	return o.born.Add(e.at).UnixMilli()
+	return (o.bornAt + int64(e.at)) / int64(time.Millisecond)
 }
 
 // allLocked returns the queues that there are.
@@ -287,6 +291,16 @@ func (b *outBatch) reset() {
 	b.build.reset()
 	clear(b.entries)
 	*b = outBatch{build: b.build, entries: b.entries[:0]}
+}
+
+// sentOn notes where the batch's memory is still in use.
+func (b *outBatch) sentOn(c *conn, k *call) {
+	if k == nil {
+		return
+	}
+	// Of an earlier connection nobody knows when it lets go.
+	b.reusable = b.reusable && (b.conn == nil || b.conn == c)
+	b.conn, b.end = c, max(k.end, b.end)
 }
 
 // fail sets what becomes of a batch.

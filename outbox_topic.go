@@ -176,8 +176,8 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 }
 
 // refresh has what is known of a topic looked up again when it is old.
-func (o *outbox) refresh(t *outTopic, known *topicEntry, now time.Time) {
-	if now.Sub(known.fetched) < o.cfg.metadataMaxAge {
+func (o *outbox) refresh(t *outTopic, known *topicEntry, now time.Duration) {
+	if now-known.fetched.Sub(o.born) < o.cfg.metadataMaxAge {
 		return
 	}
 	// What is old is returned at once, and asked for beside that.

@@ -152,7 +152,7 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 	if !ok {
 		w = &sendWaiter{done: make(chan struct{}, 1)}
 	}
-	if err := p.box.accept(ctx, m, w, 0, start); err != nil {
+	if err := p.box.accept(ctx, m, w, 0, start.Sub(p.box.born)); err != nil {
 		p.client.metrics.Producer.RecordFailed()
 		return Receipt{}, err
 	}

@@ -103,7 +103,7 @@ type robustSession struct {
 	counter    *robust.Client // asks for offsets
 	partitions int
 	one        *robust.SyncProducer
-	many       manySender
+	many       *robust.AsyncProducer
 }
 
 func (s *robustSession) produce(ctx context.Context, l *load) error {
