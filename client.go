@@ -27,6 +27,8 @@ type Client struct {
 	pool     *pool
 	metadata *metadataCache
 	warn     *warner
+	fetches  *combiner
+	fetched  fetchBudget
 	embedded embeddedBroker // its functions are nil without WithEmbeddedBroker
 	turn     atomic.Uint32  // round robin over brokers
 
@@ -68,6 +70,8 @@ func New(opts ...Option) (*Client, error) {
 		frames: new(sync.Pool), writes: new(sync.Pool),
 	}
 	c.pool = newPool(t, cfg.maxConnections, cfg.connectionTimeout, &c.metrics.Connection, c.warn)
+	c.fetches = newCombiner(cfg.requestTimeout, &c.metrics.Consumer)
+	c.fetched.limit = int64(cfg.maxFetched)
 	c.metadata = newMetadataCache(c.ctx, cfg.metadataMaxAge)
 	c.metadata.fetch = c.fetchMetadata
 	c.metadata.addrOfNode = c.pool.addrOfNode
@@ -129,6 +133,7 @@ func (c *Client) Close() error {
 		errs = append(errs, <-closed)
 	}
 	c.cancel(ErrClosed)
+	c.fetches.close()
 	c.pool.close()
 	c.metadata.close()
 	if c.embedded.close != nil {
@@ -202,6 +207,13 @@ func (a *answerer) supportsGroups() bool {
 // the next one only if it is repeatable. No single wait is longer than w says, nor
 // are all of them together if r is bounded.
 func (c *Client) round(ctx context.Context, r route, w patience, req request, resp response) error {
+	return c.roundWith(ctx, r, w, func(conn *conn, limit time.Duration) error {
+		return c.exchange(ctx, r, conn, limit, req, resp)
+	})
+}
+
+// roundWith is round for what exchange does with a connection and a limit for the answer.
+func (c *Client) roundWith(ctx context.Context, r route, w patience, exchange func(*conn, time.Duration) error) error {
 	var buf [4]string
 	addrs := c.candidates(buf[:0], r)
 	var last error
@@ -213,7 +225,7 @@ func (c *Client) round(ctx context.Context, r route, w patience, req request, re
 				break
 			}
 		}
-		err := c.once(ctx, r, addr, len(addrs) > 1, w, req, resp)
+		err := c.once(ctx, r, addr, len(addrs) > 1, w, exchange)
 		if err == nil || !connectionFault(err) {
 			return err
 		}
@@ -260,8 +272,8 @@ func (c *Client) candidates(dst []string, r route) []string {
 	return dst
 }
 
-// once sends a request to one broker.
-func (c *Client) once(ctx context.Context, r route, addr string, others bool, w patience, req request, resp response) error {
+// once does an exchange with one broker.
+func (c *Client) once(ctx context.Context, r route, addr string, others bool, w patience, exchange func(*conn, time.Duration) error) error {
 	limit, began := w.limit, time.Now()
 	if others {
 		w.limit = min(w.limit, brokerPatience)
@@ -276,16 +288,21 @@ func (c *Client) once(ctx context.Context, r route, addr string, others bool, w 
 			return &ConnError{Addr: addr, Op: "dial", Err: errNotConnected, unsent: true}
 		}
 	}
+	return exchange(conn, min(limit, c.cfg.requestTimeout))
+}
+
+// exchange sends a request over a connection and waits for the answer.
+func (c *Client) exchange(ctx context.Context, r route, conn *conn, limit time.Duration, req request, resp response) error {
 	if !conn.supports(r.feature) {
-		return unsupported(addr, req.kind(), r.feature)
+		return unsupported(conn.addr, req.kind(), r.feature)
 	}
-	k, err := conn.begin(ctx, req, min(limit, c.cfg.requestTimeout)+r.hold)
+	k, err := conn.begin(ctx, req, limit+r.hold)
 	if err != nil {
 		return err
 	}
 	err = conn.finish(ctx, k, resp)
 	if r.by != nil && (err == nil || !connectionFault(err)) {
-		r.by.set(addr, conn.supports(featureGroups))
+		r.by.set(conn.addr, conn.supports(featureGroups))
 	}
 	return err
 }

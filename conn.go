@@ -230,6 +230,19 @@ func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time
 	if err := c.awaitRoom(ctx, timeout); err != nil {
 		return err
 	}
+	return c.launch(ctx, k, out)
+}
+
+// sendNow is send that does not wait, however much is queued: for small requests, of
+// which there are few. The connection is not of the v0 form.
+func (c *conn) sendNow(k *call, req request, timeout time.Duration) error {
+	k.kind, k.sent = req.kind(), time.Now()
+	k.deadline = k.sent.Add(timeout)
+	return c.launch(context.Background(), k, outgoingCall{req: req})
+}
+
+// launch does what is left of send when there is room.
+func (c *conn) launch(ctx context.Context, k *call, out outgoingCall) error {
 	k.sequence = c.sequence.Add(1)
 	room, ok := c.frames.Get().(*[]byte)
 	if !ok {

@@ -70,7 +70,7 @@ func newConsumeBench(b *testing.B, partitions, batch int) *consumeBench {
 	}
 	addr, err := broker.Listen("127.0.0.1:0")
 	require.NoError(b, err)
-	c := faultClient(b, new(net.Dialer).DialContext, WithBrokers(addr.String()), WithFetchMaxMessages(5000))
+	c := faultClient(b, new(net.Dialer).DialContext, WithBrokers(addr.String()))
 	require.NoError(b, c.Ping(b.Context()))
 	return &consumeBench{B: b, client: c, partitions: partitions, each: int64(each)}
 }

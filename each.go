@@ -66,9 +66,9 @@ func (h *eachHandler) check() error {
 func (h *eachHandler) Setup(*Session) error   { return nil }
 func (h *eachHandler) Cleanup(*Session) error { return nil }
 
-func (h *eachHandler) ConsumeClaim(s *Session, c *Claim) error {
+func (h *eachHandler) ConsumeClaim(_ *Session, c *Claim) error {
 	if h.concurrency > 1 {
-		return h.consumeSideBySide(s, c)
+		return h.consumeSideBySide(c)
 	}
 	for m, err := range c.All(c.Context()) {
 		if err == nil {
@@ -77,7 +77,8 @@ func (h *eachHandler) ConsumeClaim(s *Session, c *Claim) error {
 		if err != nil {
 			return err
 		}
-		s.MarkOffset(m.Topic, m.Partition, m.Offset+1, "")
+		// It was delivered, so there is nothing for MarkOffset to look at.
+		c.holding.marks.belowNext(m.Offset, "")
 	}
 	return nil
 }
@@ -95,9 +96,9 @@ type lanes struct {
 	room chan struct{} // closed when a message is done; nil unless waited for
 }
 
-func (h *eachHandler) consumeSideBySide(s *Session, c *Claim) error {
+func (h *eachHandler) consumeSideBySide(c *Claim) error {
 	l := &lanes{fn: h.fn, run: newRun(offsetNone)}
-	l.mark = func(next int64) { s.MarkOffset(c.Topic(), c.Partition(), next, "") }
+	l.mark = func(next int64) { c.holding.marks.below(next, "") }
 	l.ctx, l.cancel = context.WithCancelCause(c.Context())
 	defer l.cancel(nil)
 	queues := make([]chan *Message, h.concurrency)

@@ -133,7 +133,7 @@ func TestCutWhileConsuming(t *testing.T) {
 			defer proxy.stop()
 			c := faultClient(t, proxy.dial)
 			defer c.Close()
-			pc := faultConsumer(t, c, WithFetchMaxMessages(2))
+			pc := faultConsumer(t, c, WithFetchMaxBytes(170))
 			for i := range int64(messages) {
 				m, err := next(t, pc, 10*time.Second)
 				require.NoError(t, err, name)
@@ -223,7 +223,7 @@ func TestCutOverTCP(t *testing.T) {
 	}
 	proxy := newFaultProxy(t, new(net.Dialer).DialContext, cutting)
 	c := faultClient(t, new(net.Dialer).DialContext, WithBrokers(proxy.listen(t, addr.String())))
-	producer, pc := faultProducer(t, c), faultConsumer(t, c, WithFetchMaxMessages(5))
+	producer, pc := faultProducer(t, c), faultConsumer(t, c, WithFetchMaxBytes(450))
 	const messages = 60
 	acknowledged := make(map[int64]string)
 	for i := range messages {

@@ -809,6 +809,10 @@ func (r *fakeRequest) honest() *fakeAnswer {
 		return r.ok(map[string]any{"topic": m.Topic, "partition": m.Partition, "offset": m.Offset, "timestamp": m.Timestamp})
 	case requestFetch:
 		return r.fetch()
+	case requestFetchBatch:
+		if slices.Contains(b.features, featureBinary) {
+			return r.fetchBatch()
+		}
 	case requestListOffsets:
 		if slices.Contains(b.features, featureListOffsets) {
 			return r.listOffsets()
@@ -892,6 +896,39 @@ func (r *fakeRequest) fetch() *fakeAnswer {
 		answer["high_water_mark"], answer["log_start_offset"] = len(all), 0
 	}
 	return r.ok(answer)
+}
+
+// fetchBatch answers with one batch for each partition that has more. It holds nothing.
+func (r *fakeRequest) fetchBatch() *fakeAnswer {
+	b := r.broker
+	var q fetchBatchRequest
+	r.into(&q)
+	resp := &fetchBatchResponse{}
+	var body []byte
+	for _, p := range q.Partitions {
+		got := fetchedPart{Topic: p.Topic, Partition: p.Partition}
+		if p.Topic != b.log.topic || int(p.Partition) >= len(b.log.partitions) {
+			got.refuse(ErrPartitionNotFound)
+			resp.Partitions = append(resp.Partitions, got)
+			continue
+		}
+		all := b.log.messages(p.Partition)
+		got.HighWaterMark = int64(len(all))
+		if p.Offset < got.HighWaterMark {
+			batch := batchAt(p.Offset, all[p.Offset:]...)
+			got.Bytes = len(batch)
+			body = append(body, batch...)
+		}
+		resp.Partitions = append(resp.Partitions, got)
+	}
+	return r.withBody(resp, body)
+}
+
+// batchAt is a stored batch.
+func batchAt(offset int64, messages ...*Message) batch {
+	b := appendBatch(nil, messages...)
+	b.stamp(offset, 1, 1)
+	return b
 }
 
 func (r *fakeRequest) listOffsets() *fakeAnswer {

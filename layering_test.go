@@ -58,6 +58,8 @@ var layerOrder = []string{
 	"pool.go",
 	// client
 	"metadata.go",
+	"fetch_budget.go",
+	"combine.go",
 	"client.go",
 	// handles
 	"outbox_state.go",
@@ -72,7 +74,11 @@ var layerOrder = []string{
 	"producer.go",
 	"send_messages.go",
 	"async.go",
+	"fetch_state.go",
+	"fetch_locate.go",
+	"fetch_answer.go",
 	"fetch.go",
+	"handover.go",
 	"consumer.go",
 	"claim.go",
 	"session.go",

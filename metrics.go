@@ -101,13 +101,15 @@ type ConsumerMetrics struct {
 
 	mu      sync.RWMutex // guards the following
 	lag     map[TopicPartition]*atomic.Int64
-	sources map[any]lagSource // the client's own readers, asked for each snapshot
+	sources map[any]readerSource // the client's own readers, asked for each snapshot
 }
 
-// lagSource is a reader that knows its lag; false while it does not.
-type lagSource struct {
+// readerSource is a reader that counts by itself.
+type readerSource struct {
 	of  TopicPartition
-	lag func() (int64, bool)
+	lag func() (int64, bool) // false while it is not known
+	// received is how many messages, and bytes of them, were delivered until now.
+	received func() (messages, bytes uint64)
 }
 
 // NewConsumerMetrics returns counters of the application's own.
@@ -176,21 +178,27 @@ func (m *ConsumerMetrics) lagOf(topic string, partition int32) *atomic.Int64 {
 	return gauge
 }
 
-// addReader has every snapshot ask a reader for its lag, until removeReader is called
-// with the same key.
-func (m *ConsumerMetrics) addReader(key any, s lagSource) {
+// addReader has every snapshot ask a reader, until removeReader is called with the same
+// key.
+func (m *ConsumerMetrics) addReader(key any, s readerSource) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.sources == nil {
-		m.sources = make(map[any]lagSource)
+		m.sources = make(map[any]readerSource)
 	}
 	m.sources[key] = s
 }
 
+// removeReader keeps what a reader has delivered, which is all that it ever will.
 func (m *ConsumerMetrics) removeReader(key any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.sources, key)
+	if s, ok := m.sources[key]; ok {
+		messages, bytes := s.received()
+		m.bytesReceived.Add(bytes)
+		m.messagesReceived.Add(messages)
+		delete(m.sources, key)
+	}
 }
 
 // GetStats returns a snapshot.
@@ -198,10 +206,12 @@ func (m *ConsumerMetrics) GetStats() ConsumerStats {
 	m.mu.RLock()
 	gauges := maps.Clone(m.lag)
 	sources := slices.Collect(maps.Values(m.sources))
+	// With the lock: a reader that is removed is counted here or there.
+	messages, bytes := m.messagesReceived.Load(), m.bytesReceived.Load()
 	m.mu.RUnlock()
 	s := ConsumerStats{
-		MessagesReceived: m.messagesReceived.Load(),
-		BytesReceived:    m.bytesReceived.Load(),
+		MessagesReceived: messages,
+		BytesReceived:    bytes,
 		FetchCount:       m.fetches.Load(),
 		CommitCount:      m.commits.Load(),
 		CommitErrors:     m.commitErrors.Load(),
@@ -217,6 +227,9 @@ func (m *ConsumerMetrics) GetStats() ConsumerStats {
 		if lag, ok := source.lag(); ok {
 			s.Lag[source.of] = max(lag, s.Lag[source.of])
 		}
+		messages, bytes := source.received()
+		s.MessagesReceived += messages
+		s.BytesReceived += bytes
 	}
 	return s
 }

@@ -33,14 +33,24 @@ func TestMetricsCount(t *testing.T) {
 		MessagesReceived: 1, BytesReceived: 10, FetchCount: 1, CommitCount: 1, CommitErrors: 1, ErrorsDropped: 1,
 		Lag: map[TopicPartition]int64{{"demo", 1}: 4, {"demo", 2}: 9},
 	}, stats)
-	reader := func(lag int64, known bool) lagSource {
-		return lagSource{TopicPartition{"demo", 3}, func() (int64, bool) { return lag, known }}
+	delivered := uint64(0) // by each reader
+	reader := func(lag int64, known bool) readerSource {
+		return readerSource{
+			of:       TopicPartition{"demo", 3},
+			lag:      func() (int64, bool) { return lag, known },
+			received: func() (messages, bytes uint64) { return delivered, 10 * delivered },
+		}
 	}
 	c.addReader(1, reader(7, true))
 	c.addReader(2, reader(9, true))
 	c.addReader(3, reader(100, false))
 	require.Equal(t, int64(9), c.GetStats().Lag[TopicPartition{"demo", 3}], "the one furthest behind")
+	delivered = 2
+	require.Equal(t, uint64(1+3*2), c.GetStats().MessagesReceived)
 	c.removeReader(2)
+	c.removeReader(2)
+	require.Equal(t, uint64(1+3*2), c.GetStats().MessagesReceived, "what was delivered stays")
+	require.Equal(t, uint64(10+3*20), c.GetStats().BytesReceived)
 	require.Equal(t, int64(7), c.GetStats().Lag[TopicPartition{"demo", 3}])
 	c.removeReader(1)
 	require.NotContains(t, c.GetStats().Lag, TopicPartition{"demo", 3})

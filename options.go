@@ -102,6 +102,7 @@ type config struct {
 	maxConnections    int
 	protocol          Protocol
 	metadataMaxAge    time.Duration
+	maxFetched        int
 	// embed starts the broker of WithEmbeddedBroker; nil without.
 	embed func(*config) (embeddedBroker, error)
 
@@ -186,6 +187,7 @@ func defaultConfig() config {
 		requestTimeout:    30 * time.Second,
 		maxConnections:    5,
 		metadataMaxAge:    time.Minute,
+		maxFetched:        50 << 20,
 		retries:           3,
 		retryBackoff:      100 * time.Millisecond,
 		deliveryTimeout:   time.Minute,
@@ -266,6 +268,7 @@ func (c *config) validate() error {
 		{"WithMaxConnections", c.maxConnections > 0 && c.maxConnections <= 1000, c.maxConnections, "1 to 1000"},
 		{"WithProtocol", c.protocol <= ProtocolV0, c.protocol, "ProtocolAuto, ProtocolV1 or ProtocolV0"},
 		wait("WithMetadataMaxAge", c.metadataMaxAge, 1),
+		{"WithMaxFetchedBytes", c.maxFetched > 0, c.maxFetched, "more than 0"},
 		{"WithRetries", c.retries >= 0, c.retries, "0 or more"},
 		wait("WithRetryBackoff", c.retryBackoff, 0),
 		wait("WithDeliveryTimeout", c.deliveryTimeout, 1),
@@ -377,6 +380,15 @@ func WithProtocol(p Protocol) Option {
 // date refreshes it at once.
 func WithMetadataMaxAge(d time.Duration) Option {
 	return clientOption(func(c *config) { c.metadataMaxAge = d })
+}
+
+// WithMaxFetchedBytes bounds what all consumers and claims of the client together have
+// fetched and not yet handed over, in bytes as they are fetched (default 50 MiB). Each of
+// them has an equal share, for two fetches, and may hold one record batch, as brokers
+// store it, beyond that: so at the least each gets on. Messages in a Messages channel are
+// handed over ([WithMessageBuffer]).
+func WithMaxFetchedBytes(n int) Option {
+	return clientOption(func(c *config) { c.maxFetched = n })
 }
 
 // WithRetries sets how often a message that a broker refused, and that it may yet

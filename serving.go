@@ -108,7 +108,9 @@ func (s *Session) consume(h *holding, readTo reached) reached {
 		cfg.startOffset, cfg.startTime = marked, time.Time{}
 	}
 	c := &Claim{holding: h, initial: cfg.startOffset, consumer: newPartitionConsumer(s.client, cfg, h.of, s.notice)}
-	c.consumer.taken = h.marks.take
+	if s.cfg.contiguous {
+		c.consumer.taken = h.marks.take
+	}
 	c.consumer.fetch.continues(h.topicID, readTo)
 	h.end.consumer.Store(c.consumer)
 	c.consumer.start()

@@ -529,7 +529,7 @@ func (w *torture) join(instance string, everything bool) *tortureMember {
 	}
 	consumerOpts := []ConsumerOption{
 		WithStartOffset(OffsetOldest), WithFetchMaxWait(200 * time.Millisecond),
-		WithFetchMaxMessages(1 + w.rng.IntN(50)), WithMessageBuffer(1 + w.rng.IntN(20)),
+		WithFetchMaxBytes(100 + w.rng.IntN(5000)), WithMessageBuffer(1 + w.rng.IntN(20)),
 	}
 	for _, o := range consumerOpts {
 		opts = append(opts, o)
