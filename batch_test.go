@@ -218,8 +218,14 @@ func TestBatchLiesInHeader(t *testing.T) {
 		"greatest length":              put32(batchLengthAt, math.MaxInt32),
 		"magic 0":                      func(b batch) { b[batchMagicAt] = 0 },
 		"magic 2":                      func(b batch) { b[batchMagicAt] = 2 },
-		"compressed":                   func(b batch) { b[batchAttributesAt+1] = 1 },
+		"unknown compression":          func(b batch) { b[batchAttributesAt+1] = 5 },
+		"no compression at all":        func(b batch) { b[batchAttributesAt+1] = 7 },
+		"reserved attribute":           func(b batch) { b[batchAttributesAt+1] = 8 },
 		"unknown attribute":            func(b batch) { b[batchAttributesAt] = 0x80 },
+		"nothing, compressed":          func(b batch) { counts(0, 1)(b); b[batchAttributesAt+1] = 4 },
+		"count -1, compressed":         func(b batch) { counts(-1, 1)(b); b[batchAttributesAt+1] = 4 },
+		"too much, compressed":         func(b batch) { counts(1<<24+1, 1<<24)(b); b[batchAttributesAt+1] = 4 },
+		"more than offsets, likewise":  func(b batch) { counts(3, 1)(b); b[batchAttributesAt+1] = 4 },
 		"count -1":                     counts(-1, 0),
 		"greatest count":               counts(math.MaxInt32, math.MaxInt32),
 		"more than there is room for":  counts(3, 3),
@@ -324,20 +330,30 @@ func TestRecordReader(t *testing.T) {
 			n := allocated(func() {
 				_, err := readBatch(b)
 				require.ErrorIs(t, err, ErrMalformed)
+				given := make([]*Message, 1, 9)
+				got, err := b.appendMessages(given, "t", 0, 0)
+				require.ErrorIs(t, err, ErrMalformed)
+				require.Equal(t, given, got)
+				require.Equal(t, make([]*Message, 9), got[:9], "nothing is left behind")
+				require.ErrorIs(t, b.checkRecords(1<<30), ErrMalformed)
 			})
 			require.Less(t, n, uint64(64<<10))
 		})
 	}
 }
 
-// A count of headers, all with the same key, used to size a map of as many.
+// A count of headers, all with the same key, used to size a map of as many. Their text is
+// copied, no more.
 func TestRecordReaderSameHeader(t *testing.T) {
 	const n = 1 << 20
 	headers := append(binary.AppendUvarint(nil, n), make([]byte, 2*n)...)
 	b, _, err := parseBatch(withRecords(1, 0, record([]byte{0}, varint(0), varint(0), []byte{0}, varint(-1), varint(-1), headers)))
 	require.NoError(t, err)
 	var messages []*Message
-	require.Less(t, allocated(func() { messages, err = readBatch(b) }), uint64(64<<10))
+	require.Less(t, allocated(func() { messages, err = readBatch(b) }), uint64(len(b)+64<<10))
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"": ""}, messages[0].Headers)
+	require.Less(t, allocated(func() { messages, err = b.appendMessages(nil, "t", 0, 0) }), uint64(len(b)+64<<10))
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{"": ""}, messages[0].Headers)
 }

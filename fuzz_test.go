@@ -412,17 +412,22 @@ func asJSON(t *testing.T, s string) string {
 }
 
 // FuzzBatch: batches that are not as they should be are refused, at a cost in
-// proportion to their size; what is let through can be written again. With mend, the
-// checksums and the length are put right first, so that what lies behind them is
-// reached.
+// proportion to their size, or to what they may be decompressed to; what is let through
+// can be written again. With mend, the checksums and the length are put right first, so
+// that what lies behind them is reached.
 func FuzzBatch(f *testing.F) {
+	const limit = 64 << 10
 	plain := appendBatch(nil, &Message{Value: []byte("value")})
 	full := appendBatch(nil,
 		&Message{ID: "id", Key: []byte("key"), Value: []byte("value"), Headers: map[string]string{"a": "b", "c": "d"}, Timestamp: 1700000000123},
 		&Message{Key: []byte{}, Timestamp: 1700000000100}, &Message{Timestamp: -1 << 63},
 	)
 	full.stamp(1<<40, 3, 1700000000456)
-	for _, b := range []batch{plain, full, slices.Concat(full, plain), withRecords(0, 3), withRecords(1<<30, 1<<30), {}} {
+	seeds := []batch{plain, full, slices.Concat(full, plain), withRecords(0, 3), withRecords(1<<30, 1<<30), {}}
+	for _, c := range compressions {
+		seeds = append(seeds, buildBatch(f, c, benchRecords(5, 40)), compressedAs(f, c, 3, 2, full[batchHeaderSize:]))
+	}
+	for _, b := range seeds {
 		f.Add([]byte(b), false)
 		f.Add([]byte(b), true)
 	}
@@ -432,7 +437,8 @@ func FuzzBatch(f *testing.F) {
 			b[batchMagicAt] = batchMagic
 			data = seal(b)
 		}
-		var all [][]*Message
+		var sound []batch
+		unpacked := 0
 		n := allocated(func() {
 			for rest := data; ; {
 				b, next, err := parseBatch(rest)
@@ -443,24 +449,71 @@ func FuzzBatch(f *testing.F) {
 				}
 				require.Equal(t, len(rest), len(b)+len(next))
 				rest = next
-				messages, err := readBatch(b)
+				p, err := b.plain(limit)
 				if err != nil {
+					require.True(t, tooLargeOrMalformed(err), "%v", err)
+					unpacked += limit
+					continue
+				}
+				require.LessOrEqual(t, len(p), max(len(b), batchHeaderSize+limit))
+				unpacked += len(p)
+				if _, err = readBatch(p); err != nil {
+					require.ErrorIs(t, err, ErrMalformed)
+					_, err = p.appendMessages(nil, "t", 1, 0)
 					require.ErrorIs(t, err, ErrMalformed)
 					continue
 				}
-				require.Len(t, messages, int(b.count()))
-				for _, m := range messages {
-					require.GreaterOrEqual(t, m.Offset, b.baseOffset())
-					require.Less(t, m.Offset, b.nextOffset())
-				}
-				all = append(all, messages)
+				sound = append(sound, b)
 			}
 		})
-		require.LessOrEqual(t, n, 64*uint64(len(data))+1<<20)
-		for _, messages := range all {
-			checkBatchAgain(t, messages)
+		require.LessOrEqual(t, n, 64*uint64(len(data)+unpacked)+4<<20)
+		for _, b := range sound {
+			checkSoundBatch(t, b, limit)
 		}
 	})
+}
+
+// checkSoundBatch holds the ways to read a batch against each other.
+func checkSoundBatch(t *testing.T, b batch, limit int) {
+	p, err := b.plain(limit)
+	require.NoError(t, err)
+	messages, err := readBatch(p)
+	require.NoError(t, err)
+	require.Len(t, messages, int(b.count()))
+	size := 0
+	for i, m := range messages {
+		require.GreaterOrEqual(t, m.Offset, b.baseOffset())
+		require.Less(t, m.Offset, b.nextOffset())
+		require.True(t, i == 0 || m.Offset > messages[i-1].Offset)
+		size += int(m.Size())
+	}
+	weight, count := b.weigh(b.baseOffset(), limit)
+	require.Len(t, messages, count)
+	require.GreaterOrEqual(t, weight, size, "of headers of the same name one is left")
+	from := b.baseOffset()
+	if len(messages) > 1 {
+		from = messages[len(messages)/2].Offset
+	}
+	got, err := p.appendMessages(nil, "t", 1, from)
+	require.NoError(t, err)
+	require.Len(t, got, len(messages)-len(messages)/2*min(1, len(messages)/2))
+	for i, m := range got {
+		want := *messages[len(messages)-len(got)+i]
+		want.Topic, want.Partition = "t", 1
+		if want.ID == "" {
+			want.ID = messageID("t", 1, want.Offset)
+		}
+		require.True(t, reflect.DeepEqual(&want, m), "%+v, not %+v", want, m)
+	}
+	if err := p.checkRecords(1 << 30); err != nil {
+		require.True(t, errors.Is(err, ErrMalformed) || errors.Is(err, ErrInvalidRequest), "%v", err)
+	}
+	if len(messages) > 0 {
+		offset, ok, err := b.offsetAt(messages[0].Timestamp, 0)
+		require.NoError(t, err)
+		require.True(t, !ok || offset == messages[0].Offset)
+	}
+	checkBatchAgain(t, messages)
 }
 
 // checkBatchAgain writes the messages of a batch and reads them back.

@@ -33,6 +33,7 @@ func TestOptionLimits(t *testing.T) {
 		{WithPartitioner(nil), "WithPartitioner(nil)"},
 		{WithAcks(-1), "WithAcks(Acks(-1))"},
 		{WithAcks(2), "WithAcks(Acks(2))"},
+		{WithCompression(5), "WithCompression(Compression(5))"},
 		{WithStartOffset(-3), "WithStartOffset(-3)"},
 		{WithFetchMaxMessages(0), "WithFetchMaxMessages(0)"},
 		{WithFetchMinBytes(0), "WithFetchMinBytes(0)"},
