@@ -30,7 +30,7 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	g.topic = to.topic
 	b := c.gatherFor(to)
 	b.add(p, req, slot)
-	if g.count++; g.count >= maxGathered || len(b.buf) >= maxGatheredBytes {
+	if g.count++; g.count >= maxGathered || max(b.records.size(), len(b.ids)) >= maxGatheredBytes {
 		c.store()
 	}
 	return nil
@@ -51,7 +51,6 @@ func (c *brokerConn) gatherFor(to destination) *gathered {
 		b = new(gathered)
 	}
 	b.to = to
-	b.buf = append(b.buf[:0], make([]byte, batchHeaderSize)...)
 	c.gather.open = append(c.gather.open, b)
 	return b
 }
@@ -67,9 +66,7 @@ func (c *brokerConn) store() {
 }
 
 func (c *brokerConn) storeBatch(b *gathered) {
-	n := int32(len(b.answers))
-	data := batch(b.buf)
-	data.setHeader(CompressionNone, n, n-1, b.first, b.latest, noProducer())
+	data, _ := b.records.finish(CompressionNone, noProducer()) // Only compressing could fail.
 	size := len(data) + storingOverhead
 	c.storing.take(size, c.ctx.Done())
 	c.held.Add(1)

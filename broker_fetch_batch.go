@@ -3,7 +3,6 @@ package robust
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -215,7 +214,7 @@ func (f *fetchedBatches) take(i int, read LogRead, wanted, capacity int) (bool, 
 	for rest := read.Batches; len(rest) > 0; {
 		b, err := headOf(rest)
 		if err != nil {
-			return false, err
+			return false, fmt.Errorf("%w: the log has lent %w", ErrCorrupt, err)
 		}
 		if len(b) > capacity {
 			if size+got.Bytes > 0 {
@@ -243,18 +242,6 @@ func (f *fetchedBatches) take(i int, read LogRead, wanted, capacity int) (bool, 
 	f.size += size
 	f.frame -= size
 	return true, nil
-}
-
-// headOf returns the first of the batches that a log has lent. The log has looked at them,
-// so only what would lead astray is looked at here.
-func headOf(data []byte) (batch, error) {
-	if len(data) >= batchHeaderSize {
-		n := int64(int32(binary.BigEndian.Uint32(data[batchLengthAt:]))) + batchLengthEnd
-		if n >= batchHeaderSize && n <= int64(len(data)) {
-			return batch(data[:n:n]), nil
-		}
-	}
-	return nil, fmt.Errorf("%w: the log has lent %d bytes that are no batch", ErrCorrupt, len(data))
 }
 
 // heldBatches is a FetchBatch that waits.

@@ -24,9 +24,7 @@ type gather struct {
 // gathered are messages for one partition, and who is to be told of them.
 type gathered struct {
 	to      destination
-	first   int64 // time of the first
-	latest  int64
-	buf     []byte // room for the header, then the records
+	records batchBuilder
 	ids     []byte // of the requests
 	answers []gatheredAnswer
 	places  bool // one of the answers has its place
@@ -56,23 +54,21 @@ func (g *gather) decode(payload []byte) error {
 	return decodePayload(payload, &g.request)
 }
 
+// add takes a message, of which it keeps no part.
 func (b *gathered) add(p *produceRequest, req *wireRequest, slot *v0Answer) {
 	m := Message{ID: p.ID, Key: p.Key, Value: p.Value, Headers: p.Headers}
-	if len(b.answers) == 0 {
-		b.first, b.latest = p.Timestamp, p.Timestamp
-	}
-	b.latest = max(b.latest, p.Timestamp)
-	b.buf = appendRecord(b.buf, int64(len(b.answers)), p.Timestamp-b.first, &m)
+	b.records.add(&m, p.Timestamp)
 	b.ids = append(b.ids, req.id...)
 	b.answers = append(b.answers, gatheredAnswer{slot, req.form, len(b.ids), p.Timestamp})
 	b.places = b.places || slot != nil
 }
 
-// reset forgets the messages, and gives up buffers that are larger than is worth keeping.
+// reset forgets the messages.
 func (b *gathered) reset() {
-	clear(b.answers)
-	*b = gathered{buf: b.buf[:0], ids: b.ids[:0], answers: b.answers[:0]}
-	if cap(b.buf) > 4*maxGatheredBytes {
-		b.buf = nil
+	b.records.reset()
+	if cap(b.ids) > keepScratch {
+		b.ids = nil
 	}
+	clear(b.answers)
+	b.to, b.ids, b.answers, b.places = destination{}, b.ids[:0], b.answers[:0], false
 }

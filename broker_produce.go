@@ -1,7 +1,9 @@
 package robust
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -61,8 +63,14 @@ func (s *service) checkSize(m *Message, t *topic) error {
 	return nil
 }
 
+// maxProduceParts is how many parts one ProduceBatch may have.
+const maxProduceParts = 10_000
+
 // checkSizes tells whether the parts are what a body of n bytes consists of.
 func (r *produceBatchRequest) checkSizes(n int) error {
+	if len(r.Parts) > maxProduceParts {
+		return fmt.Errorf("%w: %d parts: want %d at most", ErrInvalidRequest, len(r.Parts), maxProduceParts)
+	}
 	left := n
 	for i := range r.Parts {
 		p := &r.Parts[i]
@@ -144,5 +152,65 @@ func (s *service) logFor(ctx context.Context, part *producePart, data []byte) (P
 	if err != nil {
 		return nil, err
 	}
+	for rest := data; len(rest) > 0; {
+		b, err := headOf(rest)
+		if err == nil {
+			err = s.checkBatch(b, t)
+		}
+		if err != nil {
+			// What was damaged on the way is told as that.
+			_, _, damaged := parseBatch(rest)
+			return nil, cmp.Or(damaged, err)
+		}
+		rest = rest[len(b):]
+	}
 	return p.log, nil
+}
+
+// batchReserve is what the line of an answer with one batch takes at most.
+const batchReserve = 1024
+
+// checkBatch checks what the log does not: the log has the checksums, and looks at no
+// records. What is stored must fit the answer to a fetch: the batch as it is and, unless it
+// is compressed, each message in either form.
+func (s *service) checkBatch(b batch, t *topic) error {
+	if limit := s.cfg.maxFrameBytes - batchReserve; len(b) > limit {
+		return fmt.Errorf("%w: a batch of %d bytes, the limit is %d", ErrMessageTooLarge, len(b), limit)
+	}
+	if err := b.checkRecords(t.config.maxMessage); err != nil {
+		return err
+	}
+	// In JSON a byte takes six at most, and as many more if it is a header by itself.
+	const most, envelope = 12, 4 << 10
+	small := (s.cfg.maxFrameBytes/2 - envelope) / most
+	if b.compression() != CompressionNone || len(b) <= small {
+		return nil
+	}
+	var f recordFields
+	for records := b.records(); ; {
+		more, err := records.cut(&f)
+		if err != nil || !more {
+			return err
+		}
+		if f.size <= small {
+			continue
+		}
+		var m Message
+		records.read(&f, &m)
+		if err := s.checkSize(&m, t); err != nil {
+			return err
+		}
+	}
+}
+
+// headOf returns the first of the batches in data, at which only what would lead astray is
+// looked.
+func headOf(data []byte) (batch, error) {
+	if len(data) >= batchHeaderSize {
+		n := int64(int32(binary.BigEndian.Uint32(data[batchLengthAt:]))) + batchLengthEnd
+		if n >= batchHeaderSize && n <= int64(len(data)) {
+			return batch(data[:n:n]), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: %d bytes that are no batch", ErrMalformed, len(data))
 }

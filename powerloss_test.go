@@ -141,6 +141,7 @@ func (lab *storageLab) start(ctx context.Context) bool {
 	lab.model.note("opened after %s", lab.how)
 	lab.model.opened()
 	lab.compare(ctx)
+	lab.probe()
 	return lab.model.found() == ""
 }
 
@@ -152,6 +153,7 @@ func (lab *storageLab) compare(ctx context.Context) {
 		for p := range t.Partitions {
 			key := logKey{t.ID, p}
 			lab.model.checkLog(ctx, lab.rng, lab.model.log(key), lab.logs[key], lab.how, lab.ended)
+			lab.model.survey(lab.model.log(key), lab.logs[key])
 		}
 	}
 }
@@ -240,6 +242,10 @@ func (lab *storageLab) work(ctx context.Context, size labSize) {
 		for p := range t.Partitions {
 			key := logKey{t.ID, p}
 			log, model := lab.logs[key], lab.model.log(key)
+			for n := range size.producers {
+				p := lab.model.producer(model, n)
+				worker(func(rng *rand.Rand) { lab.producing(rng, model, log, p, size) })
+			}
 			for appender := range size.appenders {
 				worker(func(rng *rand.Rand) { lab.appender(ctx, rng, model, log, lab.model.life*100+appender, size) })
 			}
@@ -385,6 +391,7 @@ type labSize struct {
 	topics     int
 	partitions int32
 	appenders  int
+	producers  int
 	appends    int // of each
 	bytes      int // of a record's value
 	alike      bool
@@ -404,6 +411,15 @@ func (s labSize) batches(rng *rand.Rand) int {
 
 // newLabSize returns a small or a large one: what fails in a small one is easier to see.
 func newLabSize(rng *rand.Rand) labSize {
+	size := newPlainLabSize(rng)
+	size.producers = rng.IntN(3)
+	if size.producers > 0 && rng.IntN(2) == 0 {
+		size.appenders = 0
+	}
+	return size
+}
+
+func newPlainLabSize(rng *rand.Rand) labSize {
 	switch rng.IntN(5) {
 	case 0:
 		return labSize{topics: 1, partitions: 1, appenders: 1, appends: 8, bytes: 100 + rng.IntN(200), alike: true}

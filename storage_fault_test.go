@@ -91,7 +91,7 @@ func (r *faultRun) strike() {
 
 // size is the work of a life: one thing after the other.
 func (r *faultRun) size() labSize {
-	return labSize{partitions: 2, appenders: 1, appends: 12, bytes: 300, groups: 2, deletes: true, admin: true}
+	return labSize{partitions: 2, appenders: 1, producers: 1, appends: 12, bytes: 300, groups: 2, deletes: true, admin: true}
 }
 
 // reopen opens the storage, if need be a second time, when nothing fails any more.

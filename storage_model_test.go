@@ -41,6 +41,7 @@ type storageModel struct {
 	topics   map[string]*topicModel // by ID
 	groups   map[string]*groupModel
 	ids      int
+	probed   int // producers that a log was to know after an opening
 }
 
 type logKey struct {
@@ -56,6 +57,8 @@ type logModel struct {
 	config LogConfig
 	bodies map[string]*batchModel // by what follows the broker's fields, different in each
 	list   []*batchModel          // in the order of their making
+
+	producers []*producerModel
 
 	deleted int64     // what an acknowledged DeleteBefore said
 	asked   int64     // what any said
@@ -75,6 +78,9 @@ type batchModel struct {
 	life     int
 	latest   int64 // time of its last record
 	made     time.Time
+
+	produced producerFields // of a producer's
+	data     []byte         // of a producer's, as it is sent
 
 	offset  int64 // -1 until it is known
 	epoch   int32 // once seen
