@@ -83,6 +83,7 @@ type session interface {
 func contestants() []contestant {
 	return []contestant{
 		robustContestant{},
+		robustContestant{channels: true},
 		robustContestant{old: true},
 		robustContestant{embedded: true},
 		kafkaContestant{},

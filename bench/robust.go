@@ -17,6 +17,9 @@ type robustContestant struct {
 	old bool
 	// embedded has the broker in the client's process.
 	embedded bool
+	// channels has results and messages come by way of channels, instead of callbacks and
+	// loops.
+	channels bool
 }
 
 func (c robustContestant) about() about {
@@ -34,6 +37,9 @@ func (c robustContestant) about() about {
 		a.name, a.title = "robust-json", "robust, documented JSON alone"
 	case c.embedded:
 		a.name, a.title = "robust-inprocess", "robust, broker in process"
+	case c.channels:
+		a.name, a.title = "robust-channels", "robust, by way of channels"
+		a.kinds = []kind{kindProduce, kindConsume, kindLatency}
 	default:
 	}
 	return a
@@ -90,10 +96,13 @@ func (c robustContestant) connect(_ context.Context, t target) (session, error) 
 		}
 	}
 	if s.one, err = client.SyncProducer(); err == nil {
-		s.many, err = newManySender(client)
+		s.many, err = client.AsyncProducer()
 	}
 	if err != nil {
 		return nil, errors.Join(err, client.Close(), s.counter.Close())
+	}
+	if c.channels {
+		return &robustChannels{s}, nil
 	}
 	return s, nil
 }
@@ -106,23 +115,30 @@ type robustSession struct {
 	many       *robust.AsyncProducer
 }
 
+// messages makes a program's messages, many at a time.
+type messages []robust.Message
+
+func (ms *messages) next(it item) *robust.Message {
+	if len(*ms) == 0 {
+		*ms = make([]robust.Message, chunk)
+	}
+	m := &(*ms)[0]
+	*ms = (*ms)[1:]
+	m.Topic, m.Partition, m.Value = topicName, it.partition, it.payload
+	return m
+}
+
 func (s *robustSession) produce(ctx context.Context, l *load) error {
 	ln := l.lane()
 	defer ln.close()
 	untimed := func(_ *robust.Message, _ robust.Receipt, err error) { l.done(0, err) }
-	var slab []robust.Message
+	var ms messages
 	for it, ok := ln.next(ctx); ok; it, ok = ln.next(ctx) {
-		if len(slab) == 0 {
-			slab = make([]robust.Message, chunk)
-		}
-		m := &slab[0]
-		slab = slab[1:]
-		m.Topic, m.Partition, m.Value = topicName, it.partition, it.payload
 		done := untimed
 		if at := it.at; at != 0 {
 			done = func(_ *robust.Message, _ robust.Receipt, err error) { l.done(at, err) }
 		}
-		if err := s.many.SendFunc(ctx, m, done); err != nil {
+		if err := s.many.SendFunc(ctx, ms.next(it), done); err != nil {
 			return err
 		}
 	}
@@ -144,6 +160,11 @@ func (s *robustSession) stored(ctx context.Context) (int64, error) {
 }
 
 func (s *robustSession) consume(ctx context.Context, into *sink) error {
+	return s.consumeAll(ctx, into, consumePartition)
+}
+
+// consumeAll has read read each partition.
+func (s *robustSession) consumeAll(ctx context.Context, into *sink, read func(context.Context, *robust.PartitionConsumer, *sink) error) error {
 	ctx, cancel := into.context(ctx)
 	defer cancel()
 	errs := make([]error, s.partitions)
@@ -156,7 +177,7 @@ func (s *robustSession) consume(ctx context.Context, into *sink) error {
 			break
 		}
 		wg.Go(func() {
-			errs[p] = errors.Join(consumePartition(ctx, c, into), c.Close())
+			errs[p] = errors.Join(read(ctx, c, into), c.Close())
 			if errs[p] != nil {
 				cancel()
 			}
