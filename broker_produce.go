@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -177,7 +178,9 @@ func (s *service) checkBatch(b batch, t *topic) error {
 	if limit := s.cfg.maxFrameBytes - batchReserve; len(b) > limit {
 		return fmt.Errorf("%w: a batch of %d bytes, the limit is %d", ErrMessageTooLarge, len(b), limit)
 	}
-	if err := b.checkRecords(t.config.maxMessage); err != nil {
+	if err := b.checkRecords(t.config.maxMessage); errors.Is(err, ErrMessageTooLarge) {
+		return fmt.Errorf("%w, which is %s of %s", err, configMaxMessage, t.stored.Name)
+	} else if err != nil {
 		return err
 	}
 	// In JSON a byte takes six at most, and as many more if it is a header by itself.

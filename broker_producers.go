@@ -187,7 +187,7 @@ func (ps *producerStates) appendAlone(b batch, all []byte, base, now int64) (bef
 }
 
 func outOfOrder(p producerFields, expected int32) error {
-	return fmt.Errorf("%w: producer %d, epoch %d: sequence %d, expected is %d", errOutOfOrderSequence, p.id, p.epoch, p.sequence, expected)
+	return fmt.Errorf("%w: producer %d, epoch %d: sequence %d, expected is %d", ErrOutOfOrderSequence, p.id, p.epoch, p.sequence, expected)
 }
 
 // replay takes in a batch that is stored, whatever came before it: what the log has is what

@@ -27,7 +27,7 @@ const outOfSequence = -1
 func TestProducerStates(t *testing.T) {
 	const last = math.MaxInt32
 	ooo := func(epoch int16, sequence int32) step {
-		return step{epoch, sequence, 1, outOfSequence, errOutOfOrderSequence}
+		return step{epoch, sequence, 1, outOfSequence, ErrOutOfOrderSequence}
 	}
 	for name, steps := range map[string][]step{
 		"in order":                    {{0, 0, 3, 0, nil}, {0, 3, 1, 3, nil}, {0, 4, 2, 4, nil}},
@@ -91,7 +91,7 @@ func TestProducerRefusalsSayWhy(t *testing.T) {
 	require.EqualError(t, err, "robust: fenced by a newer owner: producer 77 is in epoch 3; the batch is of epoch 2")
 	require.Equal(t, errorCode("OUT_OF_ORDER_SEQUENCE"), codeOf(outOfOrder(producerFields{}, 0)))
 	require.False(t, refusalMayPass(outOfOrder(producerFields{}, 0)))
-	require.False(t, retriable(&BrokerError{condition: errOutOfOrderSequence}))
+	require.False(t, retriable(&BrokerError{condition: ErrOutOfOrderSequence}))
 }
 
 // A producer is forgotten seven days after its last batch, and not before.
@@ -116,7 +116,7 @@ func TestProducerExpiry(t *testing.T) {
 
 	// Whoever comes too late is not known, also where nobody has cleared up.
 	_, _, err = ps.append(producerFields{3, 4, 1}, 0, 6, expiry+31)
-	require.ErrorIs(t, err, errOutOfOrderSequence)
+	require.ErrorIs(t, err, ErrOutOfOrderSequence)
 	_, repeated, err = ps.append(producerFields{3, 2, 0}, 0, 6, expiry+31)
 	require.NoError(t, err, "of a lower epoch")
 	require.False(t, repeated)
@@ -199,7 +199,7 @@ func (m *producersModel) verdict(p producerFields, count int32, now int64) (base
 	known := m.known(p.id, now)
 	if len(known) == 0 || p.epoch > known[0].p.epoch {
 		if p.sequence != 0 {
-			return 0, errOutOfOrderSequence
+			return 0, ErrOutOfOrderSequence
 		}
 		return m.end(), nil
 	}
@@ -215,7 +215,7 @@ func (m *producersModel) verdict(p producerFields, count int32, now int64) (base
 			return b.base, nil
 		}
 	}
-	return 0, errOutOfOrderSequence
+	return 0, ErrOutOfOrderSequence
 }
 
 // Random producers, whose batches are in order, repeated, ahead, behind and fenced; some are

@@ -63,10 +63,10 @@ var (
 	// ErrDataDirInUse: another broker works in the directory.
 	ErrDataDirInUse = errors.New("robust: data directory is in use")
 
-	// errOutOfOrderSequence: a batch of an idempotent producer is neither the next of its
+	// ErrOutOfOrderSequence: a batch of an idempotent producer is neither the next of its
 	// batches nor one of the last that were stored. The producer sees to it; an application
 	// does not meet it.
-	errOutOfOrderSequence = errors.New("robust: sequence is out of order")
+	ErrOutOfOrderSequence = errors.New("robust: sequence is out of order")
 )
 
 // errorCode is the stable word for a condition on the wire (error_code).
@@ -102,7 +102,7 @@ var errorCodes = []struct { //nolint:gochecknoglobals // a table, never written
 	{ErrUnknownMember, "UNKNOWN_MEMBER", []string{"unknown member", "member*not found"}},
 	{ErrRebalanced, "REBALANCED", []string{"rebalanc", "generation"}},
 	{ErrFenced, "FENCED", []string{"fenced"}},
-	{errOutOfOrderSequence, "OUT_OF_ORDER_SEQUENCE", nil},
+	{ErrOutOfOrderSequence, "OUT_OF_ORDER_SEQUENCE", nil},
 	{ErrStorage, "STORAGE", nil},
 	{ErrCorrupt, "CORRUPT", nil},
 	{ErrMalformed, "MALFORMED", []string{"malformed"}},

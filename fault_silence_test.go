@@ -198,7 +198,7 @@ func TestBusyConnectionIsNotPinged(t *testing.T) {
 		proxy.mu.Unlock()
 		proxy.cutAll()
 		<-time.After(10 * time.Minute)
-		require.Greater(t, held.of(requestFetch), 1000)
+		require.Greater(t, held.of(requestFetchBatch), 1000)
 		require.Equal(t, 1, held.of(requestClusterInfo), "the hello alone")
 	})
 }

@@ -99,8 +99,8 @@ func TestProducersWithinWrite(t *testing.T) {
 				for _, a := range answers {
 					results = append(results, <-a)
 				}
-				require.ErrorIs(t, results[7].Err, errOutOfOrderSequence)
-				require.ErrorIs(t, results[8].Err, errOutOfOrderSequence)
+				require.ErrorIs(t, results[7].Err, ErrOutOfOrderSequence)
+				require.ErrorIs(t, results[8].Err, ErrOutOfOrderSequence)
 				require.ErrorIs(t, results[11].Err, ErrFenced)
 				want := []int64{5, 6, 7, 8, 9, 10, 10, -1, -1, 11, 12}
 				for i, offset := range want {
@@ -172,7 +172,7 @@ func TestProducersWaitForSync(t *testing.T) {
 					for _, a := range []<-chan AppendResult{first, again, second} {
 						require.ErrorIs(t, (<-a).Err, ErrStorage)
 					}
-					require.ErrorIs(t, appendNow(l, next, AcksStored).Err, errOutOfOrderSequence)
+					require.ErrorIs(t, appendNow(l, next, AcksStored).Err, ErrOutOfOrderSequence)
 					p.again(l, AcksStored)
 					for range 2 {
 						require.Equal(t, int64(3), appendNow(l, b, AcksStored).BaseOffset)
@@ -507,7 +507,7 @@ func TestProducersFoundInTail(t *testing.T) {
 	old.log, young.log = l, l
 	young.again(l, AcksStored)
 	young.send(1, AcksStored)
-	require.ErrorIs(t, appendNow(l, old.make(1), AcksStored).Err, errOutOfOrderSequence)
+	require.ErrorIs(t, appendNow(l, old.make(1), AcksStored).Err, ErrOutOfOrderSequence)
 	old.next = producerFields{1, 1, 0}
 	old.send(1, AcksStored)
 	require.NoError(t, d.Close())

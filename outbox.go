@@ -94,27 +94,10 @@ func checkOutgoing(m *Message) error {
 	if err := checkTopicName(m.Topic); err != nil {
 		return err
 	}
-	if m.Partition < PartitionAny {
+	if m.Partition < PartitionAny || m.Partition >= maxTopicPartitions {
 		return fmt.Errorf("%w: %s/%d", ErrPartitionNotFound, m.Topic, m.Partition)
 	}
 	return checkMessageID(m.ID)
-}
-
-// chooseOf returns the partition that a message goes to, if that can be known by now.
-func (o *outbox) chooseOf(m *Message, known *topicEntry) (int32, error) {
-	if m.Partition != PartitionAny || known == nil {
-		return m.Partition, nil
-	}
-	return choosePartition(o.cfg.partitioner, m, known.partitions)
-}
-
-// choosePartition asks the application, and checks what it says.
-func choosePartition(p Partitioner, m *Message, n int32) (int32, error) {
-	partition := p(m, n)
-	if partition < 0 || partition >= n {
-		return 0, fmt.Errorf("%w: WithPartitioner: returned %d for a topic of %d partitions", ErrInvalidConfig, partition, n)
-	}
-	return partition, nil
 }
 
 // askPolicy has a queue's batch sent if the application says so.

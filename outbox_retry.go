@@ -13,7 +13,7 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 	b.last = err
 	again, wait := true, time.Duration(0)
 	switch {
-	case errors.Is(err, errOutOfOrderSequence), errors.Is(err, ErrFenced) && b.producer.id >= 0:
+	case errors.Is(err, ErrOutOfOrderSequence), errors.Is(err, ErrFenced) && b.producer.id >= 0:
 		// It was not stored. Is it because of a batch before it, that is still to come?
 		if q.firstLocked(b) {
 			q.renumber = true

@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 )
@@ -93,4 +94,29 @@ func (r *singleRun) step(i int) {
 		}
 		r.step(i + 1)
 	})
+}
+
+// newProduceResponse returns what an answer without a payload leaves as it is.
+func newProduceResponse() *produceResponse {
+	return &produceResponse{Partition: PartitionAny, Offset: offsetNone}
+}
+
+// receiptOf returns where the answer to req says that the message was stored. One
+// that does not say so, speaks of another partition, or of less than was asked for, is
+// no receipt.
+func receiptOf(req *produceRequest, resp *produceResponse) (Receipt, error) {
+	other := resp.Topic != "" && resp.Topic != req.Topic || req.Partition != PartitionAny && resp.Partition != req.Partition
+	if other || resp.Partition < 0 || resp.Offset < 0 {
+		return Receipt{}, fmt.Errorf("%w: Produce: the answer for %s/%d is of %s/%d, offset %d",
+			ErrMalformed, req.Topic, req.Partition, shorten(resp.Topic), resp.Partition, resp.Offset)
+	}
+	acks, err := parseAcks(resp.Acks)
+	if err != nil {
+		acks = AcksStored // A level of which nobody here knows what it is worth.
+	}
+	if req.Acks != "" && req.Acks != acks.wire() {
+		return Receipt{}, fmt.Errorf("%w: Produce: acks %q was asked for, the message at %s/%d, offset %d, is %s only",
+			ErrMalformed, req.Acks, req.Topic, resp.Partition, resp.Offset, acks)
+	}
+	return Receipt{resp.Partition, resp.Offset, req.Timestamp, acks}, nil
 }

@@ -397,3 +397,11 @@ func sendNameOf(topic string, partition int32) string {
 	}
 	return fmt.Sprintf("send to %s/%d", topic, partition)
 }
+
+// sendName is how errors and Status call a send.
+func sendName(m *Message) string {
+	if m == nil {
+		return "send"
+	}
+	return sendNameOf(m.Topic, m.Partition)
+}

@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -143,6 +144,16 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			}
 		}
 		o.mu.Lock()
+		if o.stopped {
+			if len(t.staged) > 0 {
+				o.endWaveLocked(t.wave)
+			}
+			t.staged, t.wave = append(waiting, t.staged...), wave
+			failed := o.unstageLocked(t, func() error { return &waitError{what: "send to " + t.name, end: ErrClosed, last: t.last} })
+			o.mu.Unlock()
+			o.settled(failed)
+			continue
+		}
 		touched := make(map[*outSender]bool)
 		for i := range waiting {
 			if partitions[i] == -2 {
@@ -161,7 +172,6 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			b.fail(errs[i])
 			failed = append(failed, b)
 		}
-		stopped := o.stopped
 		o.mu.Unlock()
 		o.hand(failed)
 		for s, drive := range touched {
@@ -169,10 +179,24 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 				s.driveSoon()
 			}
 		}
-		if stopped {
-			o.stop(false) // What was placed after it has failed.
-		}
 	}
+}
+
+// chooseOf returns the partition that a message goes to, if that can be known by now.
+func (o *outbox) chooseOf(m *Message, known *topicEntry) (int32, error) {
+	if m.Partition != PartitionAny || known == nil {
+		return m.Partition, nil
+	}
+	return choosePartition(o.cfg.partitioner, m, known.partitions)
+}
+
+// choosePartition asks the application, and checks what it says.
+func choosePartition(p Partitioner, m *Message, n int32) (int32, error) {
+	partition := p(m, n)
+	if partition < 0 || partition >= n {
+		return 0, fmt.Errorf("%w: WithPartitioner: returned %d for a topic of %d partitions", ErrInvalidConfig, partition, n)
+	}
+	return partition, nil
 }
 
 // refresh has what is known of a topic looked up again when it is old.

@@ -34,16 +34,6 @@ type SyncProducer struct {
 	since  time.Time // when sends rose from 0
 }
 
-// Receipt tells where a message was stored.
-type Receipt struct {
-	Partition int32
-	Offset    int64
-	Timestamp int64 // of the message, Unix milliseconds
-	// Acks is how well it was stored by then: never less than [WithAcks] asks for,
-	// and more where the broker does so anyway.
-	Acks Acks
-}
-
 // SyncProducer returns a producer. Its options override the client's; the error
 // wraps [ErrInvalidConfig], or is [ErrClosed].
 func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
@@ -237,39 +227,6 @@ func (p *SyncProducer) needs() string {
 		return ""
 	}
 	return featureAcks
-}
-
-// newProduceResponse returns what an answer without a payload leaves as it is.
-func newProduceResponse() *produceResponse {
-	return &produceResponse{Partition: PartitionAny, Offset: offsetNone}
-}
-
-// receiptOf returns where the answer to req says that the message was stored. One
-// that does not say so, speaks of another partition, or of less than was asked for, is
-// no receipt.
-func receiptOf(req *produceRequest, resp *produceResponse) (Receipt, error) {
-	other := resp.Topic != "" && resp.Topic != req.Topic || req.Partition != PartitionAny && resp.Partition != req.Partition
-	if other || resp.Partition < 0 || resp.Offset < 0 {
-		return Receipt{}, fmt.Errorf("%w: Produce: the answer for %s/%d is of %s/%d, offset %d",
-			ErrMalformed, req.Topic, req.Partition, shorten(resp.Topic), resp.Partition, resp.Offset)
-	}
-	acks, err := parseAcks(resp.Acks)
-	if err != nil {
-		acks = AcksStored // A level of which nobody here knows what it is worth.
-	}
-	if req.Acks != "" && req.Acks != acks.wire() {
-		return Receipt{}, fmt.Errorf("%w: Produce: acks %q was asked for, the message at %s/%d, offset %d, is %s only",
-			ErrMalformed, req.Acks, req.Topic, resp.Partition, resp.Offset, acks)
-	}
-	return Receipt{resp.Partition, resp.Offset, req.Timestamp, acks}, nil
-}
-
-// sendName is how errors and Status call a send.
-func sendName(m *Message) string {
-	if m == nil {
-		return "send"
-	}
-	return sendNameOf(m.Topic, m.Partition)
 }
 
 // request checks m and makes its request; the partition comes later.

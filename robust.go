@@ -241,6 +241,16 @@ func (c Compression) String() string {
 	}
 }
 
+// Receipt tells where a message was stored.
+type Receipt struct {
+	Partition int32
+	Offset    int64
+	Timestamp int64 // of the message, Unix milliseconds
+	// Acks is how well it was stored by then: never less than [WithAcks] asks for,
+	// and more where the broker does so anyway.
+	Acks Acks
+}
+
 // Status says in one sentence what a handle is doing or waiting for, and since
 // when. The words are for people: they also stand in the errors of waits that
 // ended without success, and may change.

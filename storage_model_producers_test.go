@@ -144,9 +144,9 @@ func (lab *storageLab) probe() {
 			last := p.stored[n-1]
 			beyond := last.produced
 			beyond.sequence = nextSequence(beyond.sequence, int32(last.count)+lab.rng.Int32N(3))
-			m.refusal(l, beyond, errOutOfOrderSequence, appendNow(log, producerBatch(beyond, 1, 0), AcksStored), false)
+			m.refusal(l, beyond, ErrOutOfOrderSequence, appendNow(log, producerBatch(beyond, 1, 0), AcksStored), false)
 			higher := producerFields{p.id, last.produced.epoch + 1, 1 + lab.rng.Int32N(9)}
-			m.refusal(l, higher, errOutOfOrderSequence, appendNow(log, producerBatch(higher, 1, 0), AcksStored), false)
+			m.refusal(l, higher, ErrOutOfOrderSequence, appendNow(log, producerBatch(higher, 1, 0), AcksStored), false)
 			if lower := (producerFields{p.id, last.produced.epoch - 1, 0}); lower.epoch >= 0 {
 				m.refusal(l, lower, ErrFenced, appendNow(log, producerBatch(lower, 1, 0), AcksStored), false)
 			}
@@ -208,7 +208,7 @@ func (lab *storageLab) producing(rng *rand.Rand, l *logModel, log PartitionLog, 
 			beyond := last.produced
 			beyond.sequence = nextSequence(beyond.sequence, int32(last.count)+rng.Int32N(3))
 			r := appendNow(log, producerBatch(beyond, 1, 0), AcksStored)
-			m.refusal(l, beyond, errOutOfOrderSequence, r, lab.files.failed() != nil)
+			m.refusal(l, beyond, ErrOutOfOrderSequence, r, lab.files.failed() != nil)
 		default:
 			send(m.makeProduced(rng, l, p, size.bytes), false)
 		}
@@ -236,7 +236,7 @@ func (lab *storageLab) makeGood(l *logModel, log PartitionLog, p *producerModel)
 			m.retry(b)
 		}
 		r := appendNow(log, b.data, AcksStored)
-		if ended := lab.files.failed() != nil; ended || r.Err == nil || !errors.Is(r.Err, errOutOfOrderSequence) {
+		if ended := lab.files.failed() != nil; ended || r.Err == nil || !errors.Is(r.Err, ErrOutOfOrderSequence) {
 			m.answered(l, []*batchModel{b}, AcksStored, r, ended)
 		} else if !p.unsure {
 			m.problem("%s: batch %d, %+v, is the next that is missing: %v", l.key, b.number, b.produced, r.Err)

@@ -109,13 +109,13 @@ func TestStorageStoresOnce(t *testing.T) {
 		}
 		gap := a.next
 		gap.sequence++
-		refused(errOutOfOrderSequence, gap, 1)
-		refused(errOutOfOrderSequence, a.sent[len(a.sent)-1-producerWindow].data.producer(), int(a.sent[len(a.sent)-1-producerWindow].data.count()))
-		refused(errOutOfOrderSequence, a.sent[len(a.sent)-1].data.producer(), 9)
-		refused(errOutOfOrderSequence, producerFields{1234, 0, 1}, 1)
+		refused(ErrOutOfOrderSequence, gap, 1)
+		refused(ErrOutOfOrderSequence, a.sent[len(a.sent)-1-producerWindow].data.producer(), int(a.sent[len(a.sent)-1-producerWindow].data.count()))
+		refused(ErrOutOfOrderSequence, a.sent[len(a.sent)-1].data.producer(), 9)
+		refused(ErrOutOfOrderSequence, producerFields{1234, 0, 1}, 1)
 		refused(ErrInvalidRequest, producerFields{0, -1, 1}, 1)
 		refused(ErrInvalidRequest, producerFields{0, 0, -1}, 1)
-		refused(errOutOfOrderSequence, producerFields{0, 1, a.next.sequence}, 1)
+		refused(ErrOutOfOrderSequence, producerFields{0, 1, a.next.sequence}, 1)
 		a.next = producerFields{0, 1, 0}
 		a.send(3, AcksStored)
 		refused(ErrFenced, producerFields{0, 0, a.sent[len(a.sent)-2].data.producer().sequence}, 2)
@@ -214,15 +214,15 @@ func TestStorageForgetsProducers(t *testing.T) {
 				a.again(l, AcksStored)
 				<-time.After(2 * time.Millisecond)
 				// One of them is found out when it comes.
-				require.ErrorIs(t, appendNow(l, a.make(1), AcksStored).Err, errOutOfOrderSequence)
+				require.ErrorIs(t, appendNow(l, a.make(1), AcksStored).Err, ErrOutOfOrderSequence)
 				require.NoError(t, l.Expire(time.Now()))
-				require.ErrorIs(t, appendNow(l, c.make(1), AcksStored).Err, errOutOfOrderSequence)
+				require.ErrorIs(t, appendNow(l, c.make(1), AcksStored).Err, ErrOutOfOrderSequence)
 				b.again(l, AcksStored)
 				require.NoError(t, l.Close())
 				l = openTestLog(t, s, LogConfig{}, nil)
 				a.log, b.log, c.log = l, l, l
 				b.again(l, AcksStored)
-				require.ErrorIs(t, appendNow(l, a.make(1), AcksStored).Err, errOutOfOrderSequence)
+				require.ErrorIs(t, appendNow(l, a.make(1), AcksStored).Err, ErrOutOfOrderSequence)
 				c.next = producerFields{3, 0, 0}
 				c.send(1, AcksStored)
 				<-time.After(30 * 24 * time.Hour)
@@ -233,7 +233,7 @@ func TestStorageForgetsProducers(t *testing.T) {
 				<-time.After(30 * 24 * time.Hour)
 				require.NoError(t, l.Close())
 				l = openTestLog(t, s, LogConfig{}, nil)
-				require.ErrorIs(t, appendNow(l, b.make(1), AcksStored).Err, errOutOfOrderSequence)
+				require.ErrorIs(t, appendNow(l, b.make(1), AcksStored).Err, ErrOutOfOrderSequence)
 			})
 		})
 	}
