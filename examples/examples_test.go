@@ -40,7 +40,7 @@ func build(t *testing.T) string {
 		t.Skip("builds and runs programs")
 	}
 	dir := t.TempDir()
-	for _, example := range []string{"admin", "broker", "consumer/group", "consumer/simple", "metrics", "producer/simple", "quickstart"} {
+	for _, example := range []string{"admin", "broker", "consumer/group", "consumer/simple", "metrics", "producer/async", "producer/simple", "quickstart"} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", program(dir, example), "./"+example)
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s", out)
@@ -151,6 +151,12 @@ func testEmbedded(t *testing.T, dir string) {
 		{"producer/simple", []string{"-n", "5"}, []string{
 			`partition \d  offset 0  key user-0  value message 0\n`, `partition \d  offset 1  key user-0  value message 4\n$`,
 		}},
+		{"producer/async", []string{"-n", "10000"}, []string{
+			`^10000 messages sent to topic demo-topic: 10000 stored, 0 failed\n`, `(?m)^ +total +10000\n`, `\n9\d\.\d % fewer requests and 9\d\.\d % fewer writes than with one for each message\n$`,
+		}},
+		{"producer/async", []string{"-n", "10000", "-channels", "-compression", "zstd"}, []string{
+			`^10000 messages sent to topic demo-topic: 10000 stored, 0 failed\n`,
+		}},
 		{"consumer/simple", []string{"-n", "11"}, []string{
 			`^offset 0  key user-0  value message 0  headers map\[source:feed\]\n`, "\n11 messages read, the next offset is 11, the high-water mark 1\\d\n$",
 		}},
@@ -219,6 +225,8 @@ func testSequence(t *testing.T, dir string) {
 	require.Zero(t, code, "%s", &consumer.stderr)
 	require.Equal(t, "3 messages read, the next offset is 3, the high-water mark 3\n", rest)
 
+	require.Contains(t, against("producer/async", "-topic", "many", "-n", "5000"), "5000 messages sent to topic many: 5000 stored, 0 failed\n")
+
 	require.Regexp(t, `lag of metrics-demo/0 +25\n`, against("metrics"))
 	require.Regexp(t, `lag of metrics-demo/0 +25\n`, against("metrics"))
 
@@ -236,7 +244,7 @@ func testSequence(t *testing.T, dir string) {
 	rest, code = broker.stop(t, os.Interrupt)
 	require.Zero(t, code, "%s", &broker.stderr)
 	require.Equal(t, "stopping\n", rest)
-	for _, example := range []string{"quickstart", "admin", "producer/simple", "consumer/simple", "consumer/group", "metrics"} {
+	for _, example := range []string{"quickstart", "admin", "producer/simple", "producer/async", "consumer/simple", "consumer/group", "metrics"} {
 		r := run(t, dir, example, "-brokers", addr)
 		require.Equal(t, 1, r.code, example)
 		require.Contains(t, r.stderr, "no broker can be reached", example)
@@ -399,7 +407,7 @@ func testUsage(t *testing.T, dir string) {
 // directory have one.
 func testDocumented(t *testing.T, dir string) {
 	documented := regexp.MustCompile("(?m)^```sh\ngo run \\./examples/(.*)\n```\n\n```text\n((?:.*\n)*?)```$")
-	varies := regexp.MustCompile(`\d+(\.\d+)?(ns|µs|ms|s)\b|\d+ messages/s|fetches +\d+|high-water mark \d+`)
+	varies := regexp.MustCompile(`\d+(\.\d+)?(ns|µs|ms|s)\b|\d+ messages/s|fetches +\d+|high-water mark \d+|\d+ requests in \d+ writes, \d+ bytes|\d+\.\d %`)
 	for _, page := range []string{"README.md", filepath.Join("..", "README.md")} {
 		text, err := os.ReadFile(page)
 		require.NoError(t, err)
