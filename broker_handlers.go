@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -212,7 +213,7 @@ func (s *service) nodeLeave(_ context.Context, req *nodeLeaveRequest) (response,
 
 // initProducer gives a producer ID that nobody else has: 63 random bits.
 func (s *service) initProducer(context.Context, *initProducerRequest) (response, error) {
-	return &initProducerResponse{ProducerID: rand.Int64()}, nil
+	return &initProducerResponse{ProducerID: 1 + rand.Int64N(math.MaxInt64)}, nil
 }
 
 func (s *service) listOffsets(ctx context.Context, req *listOffsetsRequest) (response, error) {

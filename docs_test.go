@@ -127,7 +127,10 @@ func publishedRequests() []struct {
 		{&nodeLeaveRequest{}, &nodeLeaveResponse{}},
 		{&rebalanceRequest{}, &rebalanceResponse{}},
 		{&heartbeatRequest{}, &heartbeatResponse{}},
+		{&produceBatchRequest{}, &produceBatchResponse{}},
+		{&fetchBatchRequest{}, &fetchBatchResponse{}},
 		{&listOffsetsRequest{}, &listOffsetsResponse{}},
+		{&initProducerRequest{}, &initProducerResponse{}},
 		{&alterTopicRequest{}, &alterTopicResponse{}},
 		{&deleteRecordsRequest{}, &deleteRecordsResponse{}},
 		{&describeGroupRequest{}, &describeGroupResponse{}},
@@ -228,7 +231,7 @@ func docType(t reflect.Type) string {
 		return "string"
 	case reflect.Bool:
 		return "boolean"
-	case reflect.Int, reflect.Int32, reflect.Int64:
+	case reflect.Int, reflect.Int16, reflect.Int32, reflect.Int64:
 		return "integer"
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {

@@ -30,11 +30,14 @@ type goldenExchange struct {
 	req     request
 	resp    response
 	refusal error
+	// What comes behind the lines; nil: nothing.
+	reqBody, respBody []byte
 }
 
 // goldenExchanges has each request once under its own name, and variants.
-func goldenExchanges() []goldenExchange {
+func goldenExchanges(t testing.TB) []goldenExchange {
 	all := goldenMessages()
+	all = append(all, goldenBatches(t)...)
 	all = append(all, goldenTopics()...)
 	all = append(all, goldenGroups()...)
 	all = append(all, goldenMemberships()...)
@@ -557,7 +560,7 @@ func TestGoldenFrames(t *testing.T) {
 	helloFile := filepath.Join(wireDir, "hello.request.json")
 	named := map[string]bool{helloFile: true}
 	for _, form := range []Protocol{ProtocolV1, ProtocolV0} {
-		for _, g := range goldenExchanges() {
+		for _, g := range goldenExchanges(t) {
 			if _, ok := g.number(form); !ok {
 				continue
 			}
@@ -567,6 +570,11 @@ func TestGoldenFrames(t *testing.T) {
 				t.Run(form.String()+"/"+g.name+"/request", func(t *testing.T) {
 					require.Equal(t, g.kind, g.req.kind())
 					written, err := appendRequest(nil, form, id, g.kind, g.req)
+					if g.reqBody != nil {
+						written, err = appendBodyRequest(nil, id, g.kind, len(g.reqBody), g.req)
+						named[bodyFile(g.file(form, "request"))] = true
+						goldenBody(t, golden, g.file(form, "request"), g.reqBody)
+					}
 					require.NoError(t, err)
 					frame := golden(t, g.file(form, "request"), written)
 					checkGoldenRequest(t, frame, form, &g)
@@ -580,6 +588,11 @@ func TestGoldenFrames(t *testing.T) {
 						payload = g.resp
 					}
 					written, err := appendResponse(nil, form, id, payload, g.refusal)
+					if g.respBody != nil {
+						written, err = appendBodyResponse(nil, id, len(g.respBody), payload)
+						named[bodyFile(g.file(form, "response"))] = true
+						goldenBody(t, golden, g.file(form, "response"), g.respBody)
+					}
 					require.NoError(t, err)
 					frame := golden(t, g.file(form, "response"), written)
 					checkGoldenResponse(t, frame, form, &g)
@@ -609,11 +622,12 @@ func TestGoldenFrames(t *testing.T) {
 
 func TestGoldenFramesAreComplete(t *testing.T) {
 	requests, responses := make(map[requestType]bool), make(map[requestType]bool)
-	for _, g := range goldenExchanges() {
+	for _, g := range goldenExchanges(t) {
 		requests[g.kind] = requests[g.kind] || g.req != nil
 		responses[g.kind] = responses[g.kind] || g.resp != nil && g.refusal == nil
 	}
 	kinds := []requestType{
+		requestProduceBatch, requestFetchBatch, requestInitProducer,
 		requestListOffsets, requestAlterTopic, requestDeleteRecords,
 		requestDescribeGroup, requestDeleteGroup, requestResetOffsets,
 	}
@@ -676,6 +690,7 @@ func checkGoldenRequest(t *testing.T, frame []byte, form Protocol, g *goldenExch
 	require.Equal(t, number, r.number)
 	require.Equal(t, form, r.form)
 	require.Equal(t, form == ProtocolV0, r.lockStep)
+	require.Equal(t, bodySize(g.reqBody), r.body)
 	got := blank(g.req)
 	require.NoError(t, decodePayload(r.payload, got))
 	require.Equal(t, g.req, got)
@@ -697,6 +712,7 @@ func checkGoldenRequest(t *testing.T, frame []byte, form Protocol, g *goldenExch
 		var env struct {
 			RequestID   string          `json:"request_id"`
 			RequestType int             `json:"request_type"`
+			Body        int             `json:"body"`
 			Payload     json.RawMessage `json:"payload"`
 		}
 		require.NoError(t, dec.Decode(&env))
@@ -715,6 +731,7 @@ func checkGoldenResponse(t *testing.T, frame []byte, form Protocol, g *goldenExc
 	require.Equal(t, g.id(form), string(r.id))
 	require.Equal(t, form, r.form)
 	require.Equal(t, g.refusal == nil, r.success)
+	require.Equal(t, bodySize(g.respBody), r.body)
 	if g.refusal == nil {
 		require.Empty(t, r.errText)
 		require.Empty(t, r.errCode)
