@@ -2,6 +2,8 @@ package robust_test
 
 import (
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -56,4 +58,29 @@ func TestAsyncResults(t *testing.T) {
 		}
 		require.NoError(t, consumer.Close())
 	}
+}
+
+// Flush waits also for messages that a broker which takes no batches is sent one by one:
+// it returned before their results were there.
+func TestAsyncFlushOfSingles(t *testing.T) {
+	broker := newBroker(t, robust.WithTopic("demo", 1))
+	client, err := robust.New(robust.WithDialer(broker.Dial), robust.WithProtocol(robust.ProtocolV0))
+	require.NoError(t, err)
+	t.Cleanup(func() { client.Close() })
+	producer, err := client.AsyncProducer()
+	require.NoError(t, err)
+	var results atomic.Int64
+	for i := range int64(2000) {
+		require.NoError(t, producer.SendFunc(t.Context(), robust.NewMessage("demo", []byte("x")), func(_ *robust.Message, _ robust.Receipt, err error) {
+			runtime.Gosched() // Flush is to have its chance.
+			if err == nil {
+				results.Add(1)
+			}
+		}))
+		if i%50 == 49 {
+			require.NoError(t, producer.Flush(t.Context()))
+			require.Equal(t, i+1, results.Load())
+		}
+	}
+	require.NoError(t, producer.Close())
 }

@@ -209,7 +209,7 @@ func (o *outbox) abandonLocked() (failed []*outBatch) {
 		t := v.(*outTopic) //nolint:forcetypeassert // nothing else is in it
 		for _, q := range t.allLocked() {
 			for _, b := range q.flying {
-				f := o.failedBatchLocked(b.takeEntries())
+				f := o.tellingLocked(b.takeEntries(), b.wave)
 				f.fail(&waitError{what: sendNameOf(t.name, q.partition), state: "its answer has not come", end: ErrClosed, last: b.last})
 				failed = append(failed, f)
 			}

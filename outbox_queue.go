@@ -211,7 +211,7 @@ func (q *outQueue) expireLocked(limit time.Duration, state string, left func(*en
 				b.gone++
 			}
 			if len(late) > 0 {
-				f := q.box.failedBatchLocked(late)
+				f := q.box.tellingLocked(late, b.wave)
 				f.fail(&waitError{what: sendNameOf(q.topic.name, q.partition), state: state, end: context.DeadlineExceeded, last: b.last})
 				failed = append(failed, f)
 			}

@@ -193,7 +193,7 @@ func (q *outQueue) renumberLocked() {
 // failed, and has sent again what may yet succeed, together.
 func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outBatch) {
 	o := q.box
-	stored := o.failedBatchLocked(nil)
+	stored := o.tellingLocked(nil, b.wave)
 	stored.queue, stored.receipts = q, []Receipt{}
 	var faults, refusals error // one of each
 	for i := range b.entries {

@@ -258,9 +258,9 @@ func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
 	return b
 }
 
-// failedBatchLocked returns a batch that only tells of a failure.
-func (o *outbox) failedBatchLocked(entries []entry) *outBatch {
-	b := &outBatch{wave: o.waves.now, entries: entries}
+// tellingLocked returns a batch that only tells what became of messages of a wave.
+func (o *outbox) tellingLocked(entries []entry, wave int) *outBatch {
+	b := &outBatch{wave: wave, entries: entries}
 	o.waves.counts[b.wave]++
 	return b
 }

@@ -168,7 +168,7 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 		o.endWaveLocked(wave)
 		var failed []*outBatch
 		for i := range wrong {
-			b := o.failedBatchLocked([]entry{wrong[i].e})
+			b := o.tellingLocked([]entry{wrong[i].e}, wave)
 			b.fail(errs[i])
 			failed = append(failed, b)
 		}
@@ -229,7 +229,7 @@ func (o *outbox) unstageLocked(t *outTopic, why func() error) *outBatch {
 		entries[i] = t.staged[i].e
 	}
 	t.staged = nil
-	b := o.failedBatchLocked(entries)
+	b := o.tellingLocked(entries, t.wave)
 	b.fail(why())
 	o.endWaveLocked(t.wave)
 	return b
