@@ -5,6 +5,7 @@ COUNT    ?= 1
 DURATION ?= 10m
 KILLS    ?= 100
 RUNS     ?= 1000000
+MESSAGES ?= 1000000
 SEED     ?=
 MATCH    ?=
 SIZE     ?= 100 1024
@@ -28,7 +29,7 @@ given = $(if $(filter file undefined,$(origin $(1))),$(2),$($(1)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint tidy examples fuzz bench bench-log bench-peers torture-groups torture-kill torture-history torture-files api
+.PHONY: help check test fmt fmt-check vet lint tidy examples fuzz bench bench-log bench-peers torture-groups torture-kill torture-produce torture-history torture-files api
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -104,6 +105,9 @@ torture-groups: ## torture consumer groups for DURATION, planned by SEED
 
 torture-kill: ## kill a broker over a directory KILLS times, planned by SEED
 	ROBUST_KILLS=$(KILLS) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestTortureKill$$' .
+
+torture-produce: ## have producers send MESSAGES messages through faults, planned by SEED
+	ROBUST_MESSAGES=$(MESSAGES) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestTortureProduce$$' .
 
 torture-history: ## compare what brokers answer, killed and cut off, with a log, for DURATION
 	ROBUST_HISTORY=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestHistory$$' .

@@ -25,7 +25,7 @@ import (
 func addWireFiles(f *testing.F, part string, add func(frame []byte)) {
 	f.Helper()
 	for _, file := range wireFiles(f) {
-		if strings.Contains(file, part) {
+		if strings.Contains(file, part) && !strings.HasSuffix(file, bodySuffix) {
 			frame, err := os.ReadFile(file)
 			require.NoError(f, err)
 			add(frame)

@@ -89,7 +89,10 @@ func bodySize(body []byte) int {
 	return len(body)
 }
 
-func bodyFile(file string) string { return strings.TrimSuffix(file, filepath.Ext(file)) + ".body.hex" }
+// bodySuffix is how the name of a file ends that has what follows a frame, in hexadecimal.
+const bodySuffix = ".body.hex"
+
+func bodyFile(file string) string { return strings.TrimSuffix(file, filepath.Ext(file)) + bodySuffix }
 
 // A line with a body, the body and the next line are read from one stream.
 func TestGoldenBodiesInStreams(t *testing.T) {
