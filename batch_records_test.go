@@ -21,11 +21,12 @@ func plainly(messages ...*Message) batch {
 		}
 		return append(varint(int64(len(b))), b...)
 	}
-	b := make(batch, batchHeaderSize)
+	b := append(batch(nil), make([]byte, batchHeaderSize)...)
 	latest := messages[0].Timestamp
 	for i, m := range messages {
 		fields := [][]byte{
-			{0}, varint(int64(i)), varint(m.Timestamp - messages[0].Timestamp), counted(m.ID), nullable(m.Key), nullable(m.Value),
+			{0},
+			varint(int64(i)), varint(m.Timestamp - messages[0].Timestamp), counted(m.ID), nullable(m.Key), nullable(m.Value),
 			binary.AppendUvarint(nil, uint64(len(m.Headers))),
 		}
 		for k, v := range m.Headers {
@@ -400,8 +401,17 @@ func TestBatchWeighAndSearch(t *testing.T) {
 			require.Equal(t, count*100, size)
 		}
 		for _, tt := range []struct{ at, start, want int64 }{
-			{0, 0, 70}, {1000, 70, 70}, {1001, 70, 72}, {1010, 73, 73}, {1010, 74, 74}, {4000, 0, 170}, {5000, 0, 170},
-			{4000, 171, -1}, {5001, 0, -1}, {0, 269, 269}, {0, 270, -1},
+			{0, 0, 70},
+			{1000, 70, 70},
+			{1001, 70, 72},
+			{1010, 73, 73},
+			{1010, 74, 74},
+			{4000, 0, 170},
+			{5000, 0, 170},
+			{4000, 171, -1},
+			{5001, 0, -1},
+			{0, 269, 269},
+			{0, 270, -1},
 		} {
 			offset, ok, err := b.offsetAt(tt.at, tt.start)
 			require.NoError(t, err)

@@ -32,19 +32,6 @@ func requestFrame(t testing.TB, id string, req request) string {
 	return string(frame)
 }
 
-// produced sends batches of one part each and returns what the broker says.
-func (p *rawPeer) produced(id string, parts []producePart, body []byte) *produceBatchResponse {
-	p.t.Helper()
-	line, err := appendBodyRequest(nil, id, requestProduceBatch, len(body), &produceBatchRequest{Parts: parts})
-	require.NoError(p.t, err)
-	p.send(string(line) + string(body))
-	a := p.mustAnswer(id)
-	require.True(p.t, a.success, a.errText)
-	resp := new(produceBatchResponse)
-	require.NoError(p.t, decodePayload(a.payload, resp))
-	return resp
-}
-
 // storeBatch appends a batch of messages with these values to a partition.
 func storeBatch(t testing.TB, b *Broker, topic string, partition int32, values ...string) batch {
 	t.Helper()

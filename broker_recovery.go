@@ -158,20 +158,8 @@ func (r *recovery) recover(ctx context.Context) error {
 		if err := r.trimIndex(last, r.entries, v.last.pos); err != nil {
 			return err
 		}
-	} else {
-		for i, s := range v.segments[r.at:] {
-			s.complete = false
-			s.linked = i == 0 && r.known
-		}
-		l.named = r.known
-		if err := r.readTail(ctx); err != nil {
-			return err
-		}
-		// What was taken out must not come back behind what is appended now, and the names
-		// of what is there may have been made just before a crash.
-		if err := l.syncName(); err != nil {
-			return err
-		}
+	} else if err := r.readUnclean(ctx); err != nil {
+		return err
 	}
 	l.epoch = max(l.epoch, v.last.epoch+1)
 	if v.last.offset < v.start {
@@ -190,6 +178,21 @@ func (r *recovery) recover(ctx context.Context) error {
 		return nil
 	}
 	return r.sync()
+}
+
+// readUnclean reads what stands behind the frontier of a log that was not closed.
+func (r *recovery) readUnclean(ctx context.Context) error {
+	for i, s := range r.view.segments[r.at:] {
+		s.complete = false
+		s.linked = i == 0 && r.known
+	}
+	r.log.named = r.known
+	if err := r.readTail(ctx); err != nil {
+		return err
+	}
+	// What was taken out must not come back behind what is appended now, and the names of
+	// what is there may have been made just before a crash.
+	return r.log.syncName()
 }
 
 // wasClosed tells whether the log ends where it was closed.

@@ -97,6 +97,7 @@ func (c Compression) decompress(dst, src []byte, limit int) ([]byte, error) {
 	start, end := len(dst), len(dst)+int(n)
 	dst = slices.Grow(dst, int(n)+zstdSlack)
 	switch c {
+	case CompressionNone: // Has been dealt with.
 	case CompressionGzip:
 		err = decompressGzip(dst[start:end], src)
 	case CompressionSnappy:

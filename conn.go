@@ -566,28 +566,12 @@ func (c *conn) check() {
 		c.mu.Unlock()
 		return
 	}
-	next := now.Add(pingAfter)
-	var late []*call // to be completed without the lock
 	// A large frame that is still being taken is a sign of life as well.
 	last := c.born.Add(time.Duration(c.lastRead.Load()))
 	if written := c.out.lastProgress(); written.After(last) {
 		last = written
 	}
-	for _, k := range c.inflight {
-		switch {
-		case k.abandoned:
-		case !k.deadline.After(now):
-			if now.Sub(last) > k.deadline.Sub(k.sent)/2 {
-				c.doubt = now.Sub(c.born)
-			}
-			k.abandoned = true
-			c.abandoned++
-			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
-			late = append(late, k)
-		case k.deadline.Before(next):
-			next = k.deadline
-		}
-	}
+	late, next := c.expireLocked(now, last)
 	silence := now.Sub(last)
 	waits := c.form == ProtocolV0 && len(c.inflight) > 0
 	lockStepFailed := waits && c.abandoned > 0
@@ -627,6 +611,28 @@ func (c *conn) check() {
 			c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
 		}
 	}
+}
+
+// expireLocked gives up the calls that are late; the caller completes them without the
+// lock. last is when there was a sign of life. next is when to look again, at the latest.
+func (c *conn) expireLocked(now, last time.Time) (late []*call, next time.Time) {
+	next = now.Add(pingAfter)
+	for _, k := range c.inflight {
+		switch {
+		case k.abandoned:
+		case !k.deadline.After(now):
+			if now.Sub(last) > k.deadline.Sub(k.sent)/2 {
+				c.doubt = now.Sub(c.born)
+			}
+			k.abandoned = true
+			c.abandoned++
+			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
+			late = append(late, k)
+		case k.deadline.Before(next):
+			next = k.deadline
+		}
+	}
+	return late, next
 }
 
 // closeWith ends the connection; every call in flight fails with cause. Only the

@@ -351,7 +351,7 @@ func TestProducersAheadOfLog(t *testing.T) {
 	m.put(segmentPath("/data/0", 0, indexSuffix), nil)
 	require.Equal(t, []int64{10}, producersDir(m, "/data/0"))
 
-	l = open()
+	_ = open()
 	require.Empty(t, producersDir(m, "/data/0"))
 	m = m.crash(rand.New(rand.NewPCG(4, 4)))
 	require.Empty(t, producersDir(m, "/data/0"), "it may not come back")
@@ -413,7 +413,7 @@ func TestProducersOpeningReads(t *testing.T) {
 		for _, segmentBytes := range []int64{8 << 20, 1 << 30} {
 			t.Run(fmt.Sprintf("%d producers, segments of %d", producers, segmentBytes), func(t *testing.T) {
 				dir := t.TempDir()
-				files, d, topic := openCounted(t, dir, SyncInterval(time.Hour), 1)
+				_, d, topic := openCounted(t, dir, SyncInterval(time.Hour), 1)
 				l := openPartitions(t, d, topic, segmentBytes)[0]
 				a := newAppender(1, 100, 100)
 				sequence := make([]int32, producers)
@@ -452,7 +452,7 @@ func TestProducersOpeningReads(t *testing.T) {
 					}
 				}
 				require.NoError(t, d.Close())
-				files, d, topic = openCounted(t, dir, SyncInterval(time.Hour), 1)
+				files, d, topic := openCounted(t, dir, SyncInterval(time.Hour), 1)
 				l = openPartitions(t, d, topic, segmentBytes)[0]
 				require.LessOrEqual(t, files.readBytes.Load(), limit)
 				require.Zero(t, files.writes.Load())

@@ -40,15 +40,8 @@ func (o *outbox) lookAt(q *outQueue) {
 // noteLocked looks at a queue in which something has changed. It tells whether the caller
 // is to drive the sender, which it does without the lock.
 func (s *outSender) noteLocked(q *outQueue) (drive bool) {
-	switch {
-	case q.sender != s || q.state == queueReady || q.blockedLocked():
-	case q.wantsLocked():
-		q.state = queueReady
-		s.ready = append(s.ready, q)
-	case q.state == queueIdle:
-		q.state = queueLingering
-		q.dueAt = s.box.age() + s.box.cfg.batchTimeout
-		s.lingering = append(s.lingering, q)
+	if q.sender == s && q.state != queueReady && !q.blockedLocked() && (q.state == queueIdle || q.wantsLocked()) {
+		s.queueUpLocked(q)
 	}
 	return s.beginLocked()
 }
@@ -201,13 +194,7 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 		return nil, nil
 	}
 	if s.requests == 0 {
-		for _, q := range s.lingering {
-			if q.state == queueLingering && q.sender == s {
-				q.state = queueReady
-				s.ready = append(s.ready, q)
-			}
-		}
-		s.lingering = s.lingering[:0]
+		s.endLingerLocked()
 	}
 	for len(s.ready) > 0 {
 		q := s.ready[0]
@@ -238,16 +225,35 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 			req.batches = append(req.batches, b)
 			req.size += size
 		}
-		if !q.blockedLocked() && q.wantsLocked() {
-			q.state = queueReady
-			s.ready = append(s.ready, q)
-		} else if !q.blockedLocked() {
-			q.state = queueLingering
-			q.dueAt = s.box.age() + s.box.cfg.batchTimeout
-			s.lingering = append(s.lingering, q)
-		}
+		s.queueUpLocked(q)
 	}
 	return req, given
+}
+
+// endLingerLocked has what lingers leave with what is ready.
+func (s *outSender) endLingerLocked() {
+	for _, q := range s.lingering {
+		if q.state == queueLingering && q.sender == s {
+			q.state = queueReady
+			s.ready = append(s.ready, q)
+		}
+	}
+	s.lingering = s.lingering[:0]
+}
+
+// queueUpLocked puts a queue that is in none of the sender's lists into one, unless it
+// is blocked.
+func (s *outSender) queueUpLocked(q *outQueue) {
+	switch {
+	case q.blockedLocked():
+	case q.wantsLocked():
+		q.state = queueReady
+		s.ready = append(s.ready, q)
+	default:
+		q.state = queueLingering
+		q.dueAt = s.box.age() + s.box.cfg.batchTimeout
+		s.lingering = append(s.lingering, q)
+	}
 }
 
 // requestBytes is how much goes into one request.

@@ -129,19 +129,10 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 		}
 		wave := t.wave
 		o.mu.Unlock()
-		partitions := make([]int32, len(waiting))
-		var wrong []staged
-		var errs []error
+		// The application chooses, so that is done without the lock.
+		chosen := make([]choice, len(waiting))
 		for i := range waiting {
-			partitions[i] = waiting[i].m.Partition
-			if known == nil {
-				continue
-			}
-			var err error
-			if partitions[i], err = o.chooseOf(waiting[i].m, known); err != nil {
-				partitions[i] = -2
-				wrong, errs = append(wrong, waiting[i]), append(errs, err)
-			}
+			chosen[i].partition, chosen[i].err = o.chooseOf(waiting[i].m, known)
 		}
 		o.mu.Lock()
 		if o.stopped {
@@ -154,32 +145,42 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			o.settled(failed)
 			continue
 		}
-		touched := make(map[*outSender]bool)
-		for i := range waiting {
-			if partitions[i] == -2 {
-				continue
-			}
-			q := t.queueLocked(o, partitions[i])
-			q.missing = missing
-			q.addLocked(waiting[i].m, waiting[i].e, o.millis(&waiting[i].e))
-			o.joinLocked(q.openLocked(), wave)
-			touched[q.sender] = q.sender.noteLocked(q) || touched[q.sender]
-		}
+		failed, idle := o.distributeLocked(t, waiting, chosen, missing, wave)
 		o.endWaveLocked(wave)
-		var failed []*outBatch
-		for i := range wrong {
-			b := o.tellingLocked([]entry{wrong[i].e}, wave)
-			b.fail(errs[i])
-			failed = append(failed, b)
-		}
 		o.mu.Unlock()
 		o.hand(failed)
-		for s, drive := range touched {
-			if drive {
-				s.driveSoon()
-			}
+		for _, s := range idle {
+			s.driveSoon()
 		}
 	}
+}
+
+// choice is the partition that a message goes to, or why there is none.
+type choice struct {
+	partition int32
+	err       error
+}
+
+// distributeLocked puts messages into the queues of the partitions that were chosen for
+// them. failed are those for which none was; idle are the senders to be driven.
+func (o *outbox) distributeLocked(t *outTopic, waiting []staged, chosen []choice, missing error, wave int) (failed []*outBatch, idle []*outSender) {
+	for i := range waiting {
+		w := &waiting[i]
+		if err := chosen[i].err; err != nil {
+			b := o.tellingLocked([]entry{w.e}, wave)
+			b.fail(err)
+			failed = append(failed, b)
+			continue
+		}
+		q := t.queueLocked(o, chosen[i].partition)
+		q.missing = missing
+		q.addLocked(w.m, w.e, o.millis(&w.e))
+		o.joinLocked(q.openLocked(), wave)
+		if q.sender.noteLocked(q) {
+			idle = append(idle, q.sender)
+		}
+	}
+	return failed, idle
 }
 
 // chooseOf returns the partition that a message goes to, if that can be known by now.

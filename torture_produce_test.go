@@ -3,7 +3,6 @@ package robust
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -282,6 +281,6 @@ func (w *produceTorture) check(c *Client) {
 	}
 	w.count("messages stored", total)
 	for _, what := range slices.Sorted(maps.Keys(w.counts)) {
-		t.Log(fmt.Sprintf("%12d %s", w.counts[what], what))
+		t.Logf("%12d %s", w.counts[what], what)
 	}
 }
