@@ -408,7 +408,12 @@ func TestConsumerBuffers(t *testing.T) {
 		require.Len(t, make([]struct{}, cap(pc.Messages())), 20)
 		<-time.After(time.Hour)
 		require.Len(t, pc.Messages(), 20)
-		require.Equal(t, uint64(2), c.Metrics().Consumer.GetStats().FetchCount, "one at hand, one ahead")
+		// One is at hand and one ahead. Of those at hand before there were fewer messages than
+		// the channel takes: a producer's first batch leaves with what there is.
+		fetches := c.Metrics().Consumer.GetStats().FetchCount
+		require.LessOrEqual(t, fetches, uint64(3))
+		<-time.After(time.Hour)
+		require.Equal(t, fetches, c.Metrics().Consumer.GetStats().FetchCount)
 		require.Contains(t, pc.Status().String(), "wait for the application")
 		require.Equal(t, int64(0), pc.Offset())
 		require.Equal(t, int64(5000), pc.HighWaterMark())
