@@ -2,6 +2,7 @@ package robust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -287,7 +288,9 @@ func (s *outSender) connect() bool {
 		given := s.unreachedLocked(err)
 		o.mu.Unlock()
 		o.hand(given)
-		pause(o.ctx, nil, faultBackoff.before(tries))
+		if !errors.Is(err, errPlainBroker) { // With that, all is failed that there is.
+			pause(o.ctx, nil, faultBackoff.before(tries))
+		}
 	}
 }
 
