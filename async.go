@@ -139,7 +139,8 @@ func (p *AsyncProducer) take(ctx context.Context, m *Message, to receiver) error
 	if ctx.Err() != nil {
 		return endOf(ctx)
 	}
-	return p.box.accept(ctx, m, to, 0, p.box.age())
+	_, err := p.box.accept(ctx, m, handing{to: to, at: p.box.age(), by: caller})
+	return err
 }
 
 // Input returns a channel that takes messages as Send does, [WithInputBuffer] of them
@@ -173,7 +174,7 @@ func (p *AsyncProducer) takeInput() {
 }
 
 func (p *AsyncProducer) takeFromInput(m *Message) {
-	err := p.box.accept(p.box.ctx, m, channels{p}, 0, p.box.age())
+	_, err := p.box.accept(p.box.ctx, m, handing{to: channels{p}, at: p.box.age(), by: caller})
 	if err == nil {
 		return
 	}

@@ -296,11 +296,7 @@ func (c *Client) exchange(ctx context.Context, r route, conn *conn, limit time.D
 	if !conn.supports(r.feature) {
 		return unsupported(conn.addr, req.kind(), r.feature)
 	}
-	k, err := conn.begin(ctx, req, limit+r.hold)
-	if err != nil {
-		return err
-	}
-	err = conn.finish(ctx, k, resp)
+	err := conn.exchange(ctx, req, resp, limit+r.hold)
 	if r.by != nil && (err == nil || !connectionFault(err)) {
 		r.by.set(conn.addr, conn.supports(featureGroups))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,7 @@ type call struct {
 	body    []byte       // what came behind the answer's frame
 	err     error        // a *ConnError, when there is no response
 
+	lent      bool // the caller is to read for itself until done gets its token; see readTurn
 	abandoned bool // nobody waits; guarded by conn.mu
 }
 
@@ -71,10 +73,11 @@ func (k *call) complete() {
 }
 
 // conn is one connection to one broker. readLoop and the frameWriter's run go from
-// start until closeWith; whoever starts it waits for them.
+// start until closeWith; whoever starts it waits for them. What is said to be the
+// reader's is that of whoever's turn it is to read.
 type conn struct {
 	addr     string   // immutable, as all up to out
-	nc       net.Conn // written through out, read by readLoop, closed by closeWith
+	nc       net.Conn // written through out, read by the reader, closed by closeWith
 	in       *frameReader
 	form     Protocol
 	peer     clusterInfoResponse // what the hello was answered; empty if it was not
@@ -91,7 +94,12 @@ type conn struct {
 
 	done chan struct{} // closed by closeWith, after cause is set
 
-	// The following are readLoop's.
+	turn readTurn
+
+	// The following are the reader's.
+	answer     wireResponse
+	half       *call         // of the answer whose body is to be read next, or nil
+	halfBody   int           // how long that is; -1: there is none to be read
 	frameSince time.Duration // when the frame being read began, since born; 0: none
 	reads      int           // of c.in, when something was heard last
 
@@ -118,6 +126,11 @@ func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	c.onClose = onClose
 	c.heard()
 	c.in.beforeRead = c.heardPart
+	c.halfBody = -1
+	c.turn.resumed = make(chan struct{}, 1)
+	if c.writesAtOnce() { // And can be interrupted, which does no harm.
+		c.turn.nc = c.nc
+	}
 	c.mu.Lock()
 	c.timerAt = time.Now().Add(pingAfter)
 	c.timer = time.AfterFunc(pingAfter, c.check)
@@ -205,6 +218,15 @@ func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*
 	return k, c.send(ctx, k, outgoingCall{req: req}, timeout)
 }
 
+// exchange sends a request and waits for the answer.
+func (c *conn) exchange(ctx context.Context, req request, resp response, timeout time.Duration) error {
+	k := &call{done: make(chan struct{}, 1)}
+	if err := c.send(ctx, k, outgoingCall{req: req, reads: true}, timeout); err != nil {
+		return err
+	}
+	return c.finish(ctx, k, resp)
+}
+
 // outgoingCall is what a call sends.
 type outgoingCall struct {
 	req  request
@@ -212,12 +234,17 @@ type outgoingCall struct {
 	// flush has the caller write what is queued, which may take as long as the broker
 	// takes to read it.
 	flush bool
+	// reads offers that the caller reads until it has its answer, if nobody else does. If
+	// it is to, call.lent is set, and it calls readUntil.
+	reads bool
 }
 
 // post is begin for a request that may have a body. notify is called with the call,
-// unless post fails.
-func (c *conn) post(ctx context.Context, out outgoingCall, timeout time.Duration, notify func(*call)) error {
-	return c.send(ctx, &call{notify: notify}, out, timeout)
+// unless post fails. lent tells that the caller is to call readUntil.
+func (c *conn) post(ctx context.Context, out outgoingCall, timeout time.Duration, notify func(*call)) (lent bool, err error) {
+	k := &call{notify: notify}
+	err = c.send(ctx, k, out, timeout)
+	return k.lent, err
 }
 
 // send puts a call in flight and its request on the way.
@@ -258,7 +285,7 @@ func (c *conn) launch(ctx context.Context, k *call, out outgoingCall) error {
 			c.frames.Put(room)
 		}()
 	}
-	first, err := c.register(ctx, k)
+	first, err := c.register(ctx, k, out.reads)
 	if err != nil {
 		return err
 	}
@@ -359,7 +386,7 @@ func (c *conn) writesAtOnce() bool {
 
 // register puts a call in flight; first tells that it is the only one. A v0 broker
 // that is being asked for a sign of life answers that first.
-func (c *conn) register(ctx context.Context, k *call) (first bool, err error) {
+func (c *conn) register(ctx context.Context, k *call, reads bool) (first bool, err error) {
 	for {
 		c.mu.Lock()
 		ping := c.ping
@@ -369,6 +396,7 @@ func (c *conn) register(ctx context.Context, k *call) (first bool, err error) {
 		}
 		if ping == nil || c.form != ProtocolV0 {
 			c.putInFlightLocked(k)
+			k.lent = c.turn.begunLocked(reads)
 			first = len(c.inflight) == 1
 			c.mu.Unlock()
 			return first, nil
@@ -402,6 +430,9 @@ func (c *conn) putInFlightLocked(k *call) {
 // *BrokerError if the broker refused, a *ConnError if the connection failed, or
 // ctx's cause.
 func (c *conn) finish(ctx context.Context, k *call, resp response) error {
+	if k.lent {
+		c.readUntil(ctx, k.done)
+	}
 	select {
 	case <-k.done:
 	default:
@@ -463,29 +494,107 @@ func (c *conn) abandon(k *call) {
 	}
 }
 
-// readLoop gives each answer to its call.
+// readLoop gives each answer to its call, and rests while others do.
 func (c *conn) readLoop() {
-	var resp wireResponse
 	for {
-		err := c.next(&resp)
-		if err == nil && len(resp.id) == 0 && !resp.success {
-			// Not about one request: the broker cannot go on.
-			err = c.refusalOf(requestUnknown, &resp, "")
-		}
+		err := c.readAnswer()
 		if err == nil {
-			err = c.deliver(&resp)
+			err = c.readHalf()
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = errors.New("broker closed the connection")
-			}
-			c.closeWith(&ConnError{Addr: c.addr, Op: "read", Err: err})
+			c.readFailed(err)
 			return
 		}
-		if cap(resp.scratch) > keepScratch {
-			resp.scratch = nil
+		c.mu.Lock()
+		rest := c.turn.answeredLocked(c.idleLocked())
+		c.mu.Unlock()
+		if rest {
+			c.turn.rest(&c.mu, c.done)
 		}
 	}
+}
+
+// readUntil reads for everybody until done has a token or ctx ends. The caller was lent
+// the turn.
+func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
+	if ctx.Done() != nil {
+		stop := context.AfterFunc(ctx, c.interrupt)
+		defer stop()
+	}
+	idle := true
+	for {
+		// From here on others have to interrupt.
+		c.turn.inside.Store(false)
+		if len(done) > 0 || ctx.Err() != nil || c.halfBody >= 0 {
+			break
+		}
+		err := c.readAnswer()
+		if err != nil && !c.resumable(err) {
+			c.readFailed(err)
+			idle = false // So that the loop ends.
+			break
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn.backLocked(idle && c.idleLocked())
+}
+
+// idleLocked tells that nothing is in flight, nor read of what comes next. The caller is
+// the reader.
+func (c *conn) idleLocked() bool {
+	return len(c.inflight) == 0 && c.halfBody < 0 && !c.in.ahead()
+}
+
+// interrupt has a caller that reads for a call, if there is one, look whether it is over.
+func (c *conn) interrupt() {
+	if c.turn.inside.Load() {
+		return // It does so next.
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn.interruptLocked()
+}
+
+// resumable tells whether a failure to read is an interruption only, after which reading
+// goes on where it stopped.
+func (c *conn) resumable(err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.turn.goOnLocked()
+	return true
+}
+
+func (c *conn) readFailed(err error) {
+	if errors.Is(err, io.EOF) {
+		err = errors.New("broker closed the connection")
+	}
+	c.closeWith(&ConnError{Addr: c.addr, Op: "read", Err: err})
+}
+
+// readAnswer reads an answer and hands it to its call, unless a body follows, which is
+// left to readHalf.
+func (c *conn) readAnswer() error {
+	if c.halfBody >= 0 {
+		return nil
+	}
+	resp := &c.answer
+	err := c.next(resp)
+	c.turn.inside.Store(true)
+	if err == nil && len(resp.id) == 0 && !resp.success {
+		// Not about one request: the broker cannot go on.
+		err = c.refusalOf(requestUnknown, resp, "")
+	}
+	if err == nil {
+		err = c.deliver(resp)
+	}
+	if cap(resp.scratch) > keepScratch {
+		resp.scratch = nil
+	}
+	return err
 }
 
 // next reads the next answer.
@@ -504,34 +613,47 @@ func (c *conn) next(resp *wireResponse) error {
 	return resp.decode(frame)
 }
 
-// deliver hands resp to the call that it answers, and reads what follows it. An answer
-// that no call waits for, because its ID is not ours or was answered before, is dropped.
-// The error ends the connection.
+// deliver hands resp to the call that it answers, if no body follows. An answer that no
+// call waits for, because its ID is not ours or was answered before, is dropped. The error
+// ends the connection.
 func (c *conn) deliver(resp *wireResponse) error {
 	if err := checkBody(resp.body, c.in.limit); err != nil {
 		return err
 	}
 	k := c.waiting(resp.id)
+	if k != nil {
+		k.payload = append(k.payload[:0], resp.payload...)
+		k.resp = wireResponse{
+			success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
+			form: resp.form, payload: k.payload, body: resp.body,
+		}
+	}
+	c.half, c.halfBody = k, resp.body
+	if resp.body < 0 && k != nil {
+		c.half = nil
+		k.complete()
+	}
+	return nil
+}
+
+// readHalf reads the body of the answer that was read last, if it has one. Only the loop
+// calls it, since it cannot be interrupted.
+func (c *conn) readHalf() error {
+	if c.halfBody < 0 {
+		return nil
+	}
+	k, size := c.half, c.halfBody
+	c.half, c.halfBody = nil, -1
 	if k == nil {
-		if resp.body < 0 {
-			return nil
-		}
-		return c.in.skipBody(resp.body)
+		return c.in.skipBody(size)
 	}
-	k.payload = append(k.payload[:0], resp.payload...)
-	k.resp = wireResponse{
-		success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
-		form: resp.form, payload: k.payload, body: resp.body,
+	k.body = make([]byte, size)
+	if err := c.in.body(k.body); err != nil {
+		k.err = &ConnError{Addr: c.addr, Op: "read", Err: err}
+		defer k.complete()
+		return err
 	}
-	if resp.body >= 0 {
-		k.body = make([]byte, resp.body)
-		if err := c.in.body(k.body); err != nil {
-			k.err = &ConnError{Addr: c.addr, Op: "read", Err: err}
-			defer k.complete()
-			return err
-		}
-		c.heard()
-	}
+	c.heard()
 	k.complete()
 	return nil
 }
@@ -582,6 +704,7 @@ func (c *conn) check() {
 		pingID = c.sequence.Add(1)
 		c.ping = &call{kind: requestClusterInfo, sequence: pingID, deadline: now.Add(time.Hour), done: make(chan struct{}, 1)}
 		c.inflight[pingID] = c.ping
+		c.turn.begunLocked(false)
 	}
 	due := last.Add(pingAfter)
 	if c.ping != nil {
@@ -596,6 +719,9 @@ func (c *conn) check() {
 
 	for _, k := range late {
 		k.complete()
+	}
+	if len(late) > 0 {
+		c.interrupt() // It may be one of these that somebody reads for.
 	}
 	switch {
 	case dead:

@@ -50,6 +50,12 @@ type frameReader struct {
 // partial is how much of the frame that has begun is there.
 func (f *frameReader) partial() int { return f.bodyRead + f.end - f.start }
 
+// ahead tells whether anything but white space was read of what comes next.
+func (f *frameReader) ahead() bool {
+	f.skipSpace()
+	return f.start < f.end
+}
+
 // next returns the next frame, without the white space around it. It is valid
 // until the next call. The error is io.EOF only between frames; one that wraps
 // ErrMalformed or ErrMessageTooLarge is the peer's fault, and nothing more can be

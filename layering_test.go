@@ -53,6 +53,7 @@ var layerOrder = []string{
 	// transport
 	"pipe.go",
 	"frames.go",
+	"conn_turn.go",
 	"conn.go",
 	"hello.go",
 	"pool.go",

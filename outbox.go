@@ -19,35 +19,43 @@ func newOutbox(c *Client, cfg *config, singles bool, settled func(*outBatch)) *o
 	return o
 }
 
-// accept takes a message, whose fate to will learn unless accept fails. It waits for
-// memory, but not longer than ctx and the delivery timeout, counted from at, the time since
-// the outbox was born. m itself is kept for its result, its key, value and headers are not.
-func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32, at time.Duration) error {
+// handing says how a message is handed over.
+type handing struct {
+	to  receiver
+	tag int32         // to's own
+	at  time.Duration // since the outbox was born
+	by  driver        // caller or waiter
+}
+
+// accept takes a message, whose fate h.to will learn unless accept fails. It waits for
+// memory, but not longer than ctx and the delivery timeout, counted from h.at. m itself is kept for its result, its key, value and headers are not.
+// If lent is not nil the caller is to read that until the fate is known.
+func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn, err error) {
 	size, err := o.check(m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t := o.topic(m.Topic)
-	e := entry{m: m, to: to, at: at, size: int32(size), tag: tag}
+	e := entry{m: m, to: h.to, at: h.at, size: int32(size), tag: h.tag}
 	known := t.entry.Load()
 	partition, err := o.chooseOf(m, known)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if known != nil {
-		o.refresh(t, known, at)
+		o.refresh(t, known, h.at)
 	}
 	o.mu.Lock()
-	if err := o.takeRoomLocked(ctx, m, int64(size)+messageOverhead, at); err != nil {
+	if err := o.takeRoomLocked(ctx, m, int64(size)+messageOverhead, h.at); err != nil {
 		o.mu.Unlock()
-		return err
+		return nil, err
 	}
 	for now := t.entry.Load(); now != known; now = t.entry.Load() {
 		// The application's function is not to be called with the lock.
 		o.mu.Unlock()
 		if partition, err = o.chooseOf(m, now); err != nil {
 			o.releaseRoom(int64(size) + messageOverhead)
-			return err
+			return nil, err
 		}
 		known = now
 		o.mu.Lock()
@@ -56,7 +64,7 @@ func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32,
 	if known == nil {
 		o.stageLocked(t, m, e)
 		o.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	q := t.queueLocked(o, partition)
 	s := q.sender
@@ -66,12 +74,12 @@ func (o *outbox) accept(ctx context.Context, m *Message, to receiver, tag int32,
 	}
 	o.mu.Unlock()
 	if drive {
-		s.drive(true)
+		lent = s.drive(h.by)
 	}
 	if o.cfg.flushPolicy != nil {
 		o.askPolicy(q)
 	}
-	return nil
+	return lent, nil
 }
 
 // check tells whether a message can be sent at all, and how much it weighs.
@@ -126,7 +134,7 @@ func (o *outbox) askPolicy(q *outQueue) {
 	s := q.sender
 	o.mu.Unlock()
 	if drive {
-		s.drive(true)
+		s.drive(caller)
 	}
 }
 

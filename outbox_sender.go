@@ -126,29 +126,38 @@ func (s *outSender) lingered() {
 	drive := o.ctx.Err() == nil && s.beginLocked()
 	o.mu.Unlock()
 	if drive {
-		s.drive(false)
+		s.drive(ownGoroutine)
 	}
 }
 
 // driveSoon drives in a goroutine of its own.
-func (s *outSender) driveSoon() { s.box.running.Go(func() { s.drive(false) }) }
+func (s *outSender) driveSoon() { s.box.running.Go(func() { s.drive(ownGoroutine) }) }
 
-// drive sends until nothing is to be sent now. Inline, it is the application that calls,
-// and whatever could block is left to a goroutine.
-func (s *outSender) drive(inline bool) {
+// driver is who drives a sender.
+type driver int
+
+const (
+	ownGoroutine driver = iota
+	caller              // the application, for which whatever could block is left to a goroutine
+	waiter              // a caller that does nothing else until its message is done with
+)
+
+// drive sends until nothing is to be sent now. If lent is not nil a waiter is to read that
+// until its message is done with.
+func (s *outSender) drive(by driver) (lent *conn) {
 	o := s.box
 	for {
 		o.mu.Lock()
 		if s.conn == nil || s.conn.ended() {
 			s.conn = nil
-			if inline {
+			if by != ownGoroutine {
 				o.mu.Unlock()
 				s.driveSoon()
-				return
+				return lent
 			}
 			o.mu.Unlock()
 			if !s.connect() {
-				return
+				return nil
 			}
 			continue
 		}
@@ -160,7 +169,7 @@ func (s *outSender) drive(inline bool) {
 			o.mu.Unlock()
 			o.hand(given)
 			if !again {
-				return
+				return lent
 			}
 			continue
 		}
@@ -169,14 +178,16 @@ func (s *outSender) drive(inline bool) {
 		c := s.conn
 		o.mu.Unlock()
 		o.hand(given)
-		if inline && (req.size > inlineWrite || !s.batches || c.congested()) {
+		if by != ownGoroutine && (req.size > inlineWrite || !s.batches || c.congested()) {
 			o.running.Go(func() {
-				s.send(c, req, true)
-				s.drive(false)
+				s.send(c, req, outgoingCall{flush: true})
+				s.drive(ownGoroutine)
 			})
-			return
+			return lent
 		}
-		s.send(c, req, !inline)
+		if s.send(c, req, outgoingCall{flush: by == ownGoroutine, reads: by == waiter}) {
+			lent = c
+		}
 	}
 }
 
@@ -370,10 +381,7 @@ func (s *outSender) open(needID bool) (*conn, int64, error) {
 			return c, 0, nil
 		}
 		var resp initProducerResponse
-		k, err := c.begin(ctx, &initProducerRequest{}, o.cfg.requestTimeout)
-		if err == nil {
-			err = c.finish(ctx, k, &resp)
-		}
+		err = c.exchange(ctx, &initProducerRequest{}, &resp, o.cfg.requestTimeout)
 		if err == nil && resp.ProducerID <= 0 {
 			err = fmt.Errorf("%w: InitProducer: producer ID %d", ErrMalformed, resp.ProducerID)
 		}
@@ -415,27 +423,28 @@ func (o *outbox) suits(c *conn) error {
 	return nil
 }
 
-// send puts one request on the way.
-func (s *outSender) send(c *conn, req *outRequest, flush bool) {
+// send puts one request on the way, by what out says. lent is as in conn.post.
+func (s *outSender) send(c *conn, req *outRequest, out outgoingCall) (lent bool) {
 	if !s.batches {
 		s.sendSingles(c, req.batches[0])
-		return
+		return false
 	}
 	o := s.box
 	req.req.Acks = o.cfg.acks.wire()
 	for _, b := range req.batches {
 		if err := b.encode(o.cfg.compression); err != nil {
 			s.answered(c, req, nil, err)
-			return
+			return false
 		}
 		req.req.Parts = append(req.req.Parts, producePart{b.queue.topic.name, b.queue.partition, len(b.encoded)})
 		req.body = append(req.body, b.encoded)
 	}
-	out := outgoingCall{req: &req.req, body: req.body, flush: flush}
-	err := c.post(o.ctx, out, o.cfg.requestTimeout, func(k *call) { s.answered(c, req, k, nil) })
+	out.req, out.body = &req.req, req.body
+	lent, err := c.post(o.ctx, out, o.cfg.requestTimeout, func(k *call) { s.answered(c, req, k, nil) })
 	if err != nil {
 		s.answered(c, req, nil, err)
 	}
+	return lent
 }
 
 // sendSingles sends a batch to a broker that takes single messages only.

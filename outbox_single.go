@@ -63,7 +63,7 @@ func (r *singleRun) start(b *outBatch, acks Acks) error {
 // post sends one message; answered is called when its result is there.
 func (r *singleRun) post(i int, answered func()) {
 	req := &r.reqs[i]
-	err := r.conn.post(r.ctx, outgoingCall{req: req}, r.timeout, func(k *call) {
+	_, err := r.conn.post(r.ctx, outgoingCall{req: req}, r.timeout, func(k *call) {
 		resp := newProduceResponse()
 		err := r.conn.result(k, resp)
 		if err == nil {

@@ -121,7 +121,8 @@ func (f *fate) set(r Receipt, err error) bool {
 type sendWaiter struct {
 	fate
 
-	done chan struct{} // gets a token when the fate is known
+	done  chan struct{}        // gets a token when the fate is known
+	reads atomic.Pointer[conn] // that the waiting one reads; nil: none
 }
 
 func (w *sendWaiter) gaveUp() bool { return w.state.Load() == fateGivenUp }
@@ -129,6 +130,9 @@ func (w *sendWaiter) gaveUp() bool { return w.state.Load() == fateGivenUp }
 func (w *sendWaiter) settle(_ *entry, r Receipt, err error) {
 	if w.set(r, err) {
 		w.done <- struct{}{}
+		if c := w.reads.Load(); c != nil {
+			c.interrupt()
+		}
 	}
 }
 
@@ -142,9 +146,15 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 	if !ok {
 		w = &sendWaiter{done: make(chan struct{}, 1)}
 	}
-	if err := p.box.accept(ctx, m, w, 0, start.Sub(p.box.born)); err != nil {
+	lent, err := p.box.accept(ctx, m, handing{w, 0, start.Sub(p.box.born), waiter})
+	if err != nil {
 		p.client.metrics.Producer.RecordFailed()
 		return Receipt{}, err
+	}
+	if lent != nil {
+		w.reads.Store(lent)
+		lent.readUntil(ctx, w.done)
+		w.reads.Store(nil)
 	}
 	select {
 	case <-w.done:

@@ -55,7 +55,7 @@ func (p *SyncProducer) sendTogether(ctx context.Context, ms []*Message, start ti
 	for i, m := range ms {
 		err := endOf(ctx)
 		if err == nil {
-			err = p.box.accept(ctx, m, g, int32(i), start.Sub(p.box.born))
+			_, err = p.box.accept(ctx, m, handing{g, int32(i), start.Sub(p.box.born), caller})
 		}
 		if err != nil {
 			p.client.metrics.Producer.RecordFailed()
