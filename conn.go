@@ -2,7 +2,6 @@ package robust
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -41,37 +40,6 @@ var (
 	errForgotten  = errors.New("too many requests were never answered")
 )
 
-// call is one request under way.
-type call struct {
-	kind     requestType
-	sequence uint64    // its place in conn.inflight
-	sent     time.Time // when it was begun
-	deadline time.Time // when it fails for want of an answer
-	// When the fields below are set, done gets one token or, if it is nil, notify is
-	// called: once, without locks, by whoever finds it out. It must not block.
-	done   chan struct{}
-	notify func(*call)
-
-	end int64 // of the request's body in what is written; 0 without a body
-
-	resp    wireResponse // its parts are the call's own
-	payload []byte       // backs resp.payload
-	body    []byte       // what came behind the answer's frame
-	err     error        // a *ConnError, when there is no response
-
-	lent      bool // the caller is to read for itself until done gets its token; see readTurn
-	abandoned bool // nobody waits; guarded by conn.mu
-}
-
-// complete tells whoever waits for the call.
-func (k *call) complete() {
-	if k.done != nil {
-		k.done <- struct{}{}
-	} else {
-		k.notify(k)
-	}
-}
-
 // conn is one connection to one broker. readLoop and the frameWriter's run go from
 // start until closeWith; whoever starts it waits for them. What is said to be the
 // reader's is that of whoever's turn it is to read.
@@ -83,8 +51,8 @@ type conn struct {
 	peer     clusterInfoResponse // what the hello was answered; empty if it was not
 	maxFrame int                 // what the broker takes
 	held     bool                // serves requests that a broker may hold
-	idPrefix string              // the first 24 characters of this connection's request IDs
-	onClose  func(*conn, error)  // called once, without locks
+	ids      idSpace
+	onClose  func(*conn, error) // called once, without locks
 	born     time.Time
 	frames   *sync.Pool // of *[]byte, to encode in
 	out      *frameWriter
@@ -97,9 +65,7 @@ type conn struct {
 	turn readTurn
 
 	// The following are the reader's.
-	answer     wireResponse
-	half       *call         // of the answer whose body is to be read next, or nil
-	halfBody   int           // how long that is; -1: there is none to be read
+	answers    answerReader
 	frameSince time.Duration // when the frame being read began, since born; 0: none
 	reads      int           // of c.in, when something was heard last
 
@@ -126,7 +92,7 @@ func (c *conn) start(running *sync.WaitGroup, onClose func(*conn, error)) {
 	c.onClose = onClose
 	c.heard()
 	c.in.beforeRead = c.heardPart
-	c.halfBody = -1
+	c.answers = answerReader{in: c.in, heard: c.heard, left: -1}
 	c.turn.resumed = make(chan struct{}, 1)
 	if c.writesAtOnce() { // And can be interrupted, which does no harm.
 		c.turn.nc = c.nc
@@ -182,34 +148,6 @@ func (c *conn) doubtful() bool {
 	return c.doubt > time.Duration(c.lastRead.Load())
 }
 
-func (c *conn) requestID(sequence uint64) string {
-	return string(c.appendRequestID(nil, sequence))
-}
-
-func (c *conn) appendRequestID(dst []byte, sequence uint64) []byte {
-	var tail [6]byte
-	for i := range tail {
-		tail[i] = byte(sequence >> (40 - 8*i))
-	}
-	return hex.AppendEncode(append(dst, c.idPrefix...), tail[:])
-}
-
-// sequenceOf is the inverse of requestID.
-func (c *conn) sequenceOf(id []byte) (uint64, bool) {
-	if len(id) != 36 || string(id[:24]) != c.idPrefix {
-		return 0, false
-	}
-	var tail [6]byte
-	if _, err := hex.Decode(tail[:], id[24:]); err != nil {
-		return 0, false
-	}
-	var sequence uint64
-	for _, b := range tail {
-		sequence = sequence<<8 | uint64(b)
-	}
-	return sequence, true
-}
-
 // begin sends a request, to be answered within timeout; finish waits for the
 // answer. A request that is too large for the broker fails here. begin waits only
 // while more is queued than the network takes.
@@ -225,18 +163,6 @@ func (c *conn) exchange(ctx context.Context, req request, resp response, timeout
 		return err
 	}
 	return c.finish(ctx, k, resp)
-}
-
-// outgoingCall is what a call sends.
-type outgoingCall struct {
-	req  request
-	body [][]byte // must not change before the frameWriter has passed call.end; nil: none
-	// flush has the caller write what is queued, which may take as long as the broker
-	// takes to read it.
-	flush bool
-	// reads offers that the caller reads until it has its answer, if nobody else does. If
-	// it is to, call.lent is set, and it calls readUntil.
-	reads bool
 }
 
 // post is begin for a request that may have a body. notify is called with the call,
@@ -317,7 +243,7 @@ func (c *conn) encode(frame []byte, k *call, out *outgoingCall) (_ []byte, size 
 	}
 	frame = slices.Grow(frame, size)
 	var room [36]byte
-	id := c.appendRequestID(room[:0], k.sequence)
+	id := c.ids.append(room[:0], k.sequence)
 	size = 0
 	for _, b := range out.body {
 		size += len(b)
@@ -506,7 +432,7 @@ func (c *conn) readLoop() {
 			return
 		}
 		c.mu.Lock()
-		rest := c.turn.answeredLocked(c.idleLocked())
+		rest := c.turn.restsLocked(c.idleLocked())
 		c.mu.Unlock()
 		if rest {
 			c.turn.rest(&c.mu, c.done)
@@ -525,7 +451,7 @@ func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
 	for {
 		// From here on others have to interrupt.
 		c.turn.inside.Store(false)
-		if len(done) > 0 || ctx.Err() != nil || c.halfBody >= 0 {
+		if len(done) > 0 || ctx.Err() != nil || c.answers.half() {
 			break
 		}
 		err := c.readAnswer()
@@ -543,7 +469,7 @@ func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
 // idleLocked tells that nothing is in flight, nor read of what comes next. The caller is
 // the reader.
 func (c *conn) idleLocked() bool {
-	return len(c.inflight) == 0 && c.halfBody < 0 && !c.in.ahead()
+	return len(c.inflight) == 0 && !c.answers.half() && !c.in.ahead()
 }
 
 // interrupt has a caller that reads for a call, if there is one, look whether it is over.
@@ -578,90 +504,37 @@ func (c *conn) readFailed(err error) {
 // readAnswer reads an answer and hands it to its call, unless a body follows, which is
 // left to readHalf.
 func (c *conn) readAnswer() error {
-	if c.halfBody >= 0 {
+	resp, err := c.answers.next()
+	c.turn.inside.Store(true)
+	switch {
+	case err != nil || resp == nil:
+		return err
+	case len(resp.id) == 0 && !resp.success:
+		// Not about one request: the broker cannot go on.
+		return c.refusalOf(requestUnknown, resp, "")
+	default:
+		c.answers.deliver(c.waiting(resp.id))
 		return nil
 	}
-	resp := &c.answer
-	err := c.next(resp)
-	c.turn.inside.Store(true)
-	if err == nil && len(resp.id) == 0 && !resp.success {
-		// Not about one request: the broker cannot go on.
-		err = c.refusalOf(requestUnknown, resp, "")
-	}
-	if err == nil {
-		err = c.deliver(resp)
-	}
-	if cap(resp.scratch) > keepScratch {
-		resp.scratch = nil
-	}
-	return err
-}
-
-// next reads the next answer.
-func (c *conn) next(resp *wireResponse) error {
-	line := c.in.lineAhead()
-	if ok, err := resp.decodeLine(line); ok {
-		c.in.take(line)
-		c.heard()
-		return err
-	}
-	frame, err := c.in.next()
-	if err != nil {
-		return err
-	}
-	c.heard()
-	return resp.decode(frame)
-}
-
-// deliver hands resp to the call that it answers, if no body follows. An answer that no
-// call waits for, because its ID is not ours or was answered before, is dropped. The error
-// ends the connection.
-func (c *conn) deliver(resp *wireResponse) error {
-	if err := checkBody(resp.body, c.in.limit); err != nil {
-		return err
-	}
-	k := c.waiting(resp.id)
-	if k != nil {
-		k.payload = append(k.payload[:0], resp.payload...)
-		k.resp = wireResponse{
-			success: resp.success, errText: resp.errText, errCode: resp.errCode, retriable: resp.retriable,
-			form: resp.form, payload: k.payload, body: resp.body,
-		}
-	}
-	c.half, c.halfBody = k, resp.body
-	if resp.body < 0 && k != nil {
-		c.half = nil
-		k.complete()
-	}
-	return nil
 }
 
 // readHalf reads the body of the answer that was read last, if it has one. Only the loop
 // calls it, since it cannot be interrupted.
 func (c *conn) readHalf() error {
-	if c.halfBody < 0 {
-		return nil
+	err := c.answers.readHalf()
+	var failed *bodyError
+	if errors.As(err, &failed) {
+		failed.call.err = &ConnError{Addr: c.addr, Op: "read", Err: failed.err}
+		defer failed.call.complete()
+		return failed.err
 	}
-	k, size := c.half, c.halfBody
-	c.half, c.halfBody = nil, -1
-	if k == nil {
-		return c.in.skipBody(size)
-	}
-	k.body = make([]byte, size)
-	if err := c.in.body(k.body); err != nil {
-		k.err = &ConnError{Addr: c.addr, Op: "read", Err: err}
-		defer k.complete()
-		return err
-	}
-	c.heard()
-	k.complete()
-	return nil
+	return err
 }
 
 // waiting takes the call of an ID that somebody waits for out of those in flight; nil if
 // there is none.
 func (c *conn) waiting(id []byte) *call {
-	sequence, ok := c.sequenceOf(id)
+	sequence, ok := c.ids.sequence(id)
 	if !ok {
 		return nil
 	}
@@ -669,6 +542,7 @@ func (c *conn) waiting(id []byte) *call {
 	defer c.mu.Unlock()
 	k := c.inflight[sequence]
 	delete(c.inflight, sequence)
+	c.turn.answeredLocked(len(c.inflight))
 	if k != nil && k == c.ping {
 		c.ping = nil
 	}
@@ -729,7 +603,7 @@ func (c *conn) check() {
 	case lockStepFailed:
 		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer})
 	case ask:
-		frame, err := appendRequest(nil, c.form, c.requestID(pingID), requestClusterInfo, &clusterInfoRequest{})
+		frame, err := appendRequest(nil, c.form, c.ids.id(pingID), requestClusterInfo, &clusterInfoRequest{})
 		if err == nil {
 			err = c.out.send(frame)
 		}

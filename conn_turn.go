@@ -34,15 +34,19 @@ type readTurn struct {
 	interrupted bool // by interruptLocked
 }
 
-// answeredLocked tells the loop, after an answer, whether it is to rest. idle says that
-// nothing is in flight, nor read of what comes next.
-func (t *readTurn) answeredLocked(idle bool) (rest bool) {
-	if !idle {
+// answeredLocked notes that so many calls are left in flight after an answer.
+func (t *readTurn) answeredLocked(inflight int) {
+	if inflight == 0 {
+		t.alone++
+	} else {
 		t.alone = 0
-		return false
 	}
-	t.alone++
-	t.resting = t.nc != nil && t.alone >= restAfter
+}
+
+// restsLocked tells the loop whether it is to rest. idle says that nothing is in flight,
+// nor read of what comes next.
+func (t *readTurn) restsLocked(idle bool) bool {
+	t.resting = idle && t.nc != nil && t.alone >= restAfter
 	return t.resting
 }
 
@@ -76,26 +80,27 @@ func (t *readTurn) resumeLocked() {
 }
 
 // rest returns when the loop is to read again; mu is the connection's mutex, done closed
-// at its end.
+// at its end. A caller that reads is not overtaken even then: it gives the turn back.
 func (t *readTurn) rest(mu *sync.Mutex, done <-chan struct{}) {
 	tick := time.NewTicker(restTick)
 	defer tick.Stop()
 	for seen := -1; ; {
+		ended := false
 		select {
 		case <-t.resumed:
 			return
 		case <-done:
-			return
+			ended, done = true, nil
 		case <-tick.C:
 		}
 		mu.Lock()
-		unused := t.resting && !t.lent && t.lendings == seen
+		again := t.resting && !t.lent && (ended || t.lendings == seen)
 		seen = t.lendings
-		if unused {
+		if again {
 			t.resting = false
 		}
 		mu.Unlock()
-		if unused {
+		if again {
 			return
 		}
 	}

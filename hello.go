@@ -114,7 +114,7 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 		in:       &frameReader{r: nc, limit: t.maxFrame},
 		form:     ProtocolV1,
 		maxFrame: t.maxFrame,
-		idPrefix: id.String()[:24],
+		ids:      idSpace(id.String()[:24]),
 		born:     time.Now(),
 		out:      newFrameWriter(nc, 0),
 		frames:   t.frames,
@@ -150,7 +150,7 @@ func (t *transport) try(ctx context.Context, addr string, form Protocol, limit t
 // hello asks for ClusterInfo: in both forms at once, or in one. A refusal is no
 // error: a broker need not know the request.
 func (c *conn) hello(form Protocol) (helloResult, error) {
-	id := c.requestID(c.sequence.Add(1))
+	id := c.ids.id(c.sequence.Add(1))
 	var frame []byte
 	var err error
 	if form == ProtocolAuto {

@@ -53,6 +53,8 @@ var layerOrder = []string{
 	// transport
 	"pipe.go",
 	"frames.go",
+	"conn_call.go",
+	"conn_read.go",
 	"conn_turn.go",
 	"conn.go",
 	"hello.go",
