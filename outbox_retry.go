@@ -25,6 +25,8 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		b.faults++
 		wait = faultBackoff.before(b.faults)
 	case !retriable(err):
+		// An answer that makes no sense does not tell that nothing was stored.
+		b.inDoubt = b.inDoubt || errors.Is(err, ErrMalformed) && !refused(err)
 		if q.anotherWayLocked(b, err) {
 			b.entries = b.entries[:0]
 			return []*outBatch{b}
@@ -107,6 +109,12 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 		}
 	}
 	return true
+}
+
+// refused tells whether err is a broker's answer that says no.
+func refused(err error) bool {
+	var be *BrokerError
+	return errors.As(err, &be)
 }
 
 // maxRenumbers is how often a batch is given new numbers.

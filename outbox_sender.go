@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -549,7 +550,7 @@ func (s *outSender) receive(c *conn, b *outBatch, part *producedPart) error {
 			ErrMalformed, q.topic.name, q.partition, shorten(part.Topic), part.Partition)
 	case part.refused():
 		return c.refusalOf(requestProduceBatch, &wireResponse{errText: part.Error, errCode: part.Code, retriable: part.Retriable}, "")
-	case part.BaseOffset < 0:
+	case part.BaseOffset < 0, part.BaseOffset > math.MaxInt64-int64(len(b.entries)):
 		return fmt.Errorf("%w: ProduceBatch: base offset %d for %s/%d", ErrMalformed, part.BaseOffset, q.topic.name, q.partition)
 	}
 	acks, err := parseAcks(part.Acks)
