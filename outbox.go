@@ -266,15 +266,7 @@ func (o *outbox) close(ctx context.Context) {
 		s.linger.Stop()
 	}
 	o.mu.Unlock()
-	ended := make(chan struct{})
-	go func() {
-		o.running.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	}
+	o.running.wait(ctx)
 }
 
 // armLocked sees to it that expire runs when the delivery timeout of the first message

@@ -71,7 +71,7 @@ type outbox struct {
 	ctx    context.Context //nolint:containedctx // ends with the outbox
 	cancel context.CancelFunc
 
-	running sync.WaitGroup // goroutines
+	running goroutines
 
 	topics sync.Map // *outTopic by name
 	latest atomic.Pointer[outTopic]
@@ -89,6 +89,52 @@ type outbox struct {
 	waves    waves
 	expiry   *time.Timer // runs expire; nil while nothing can expire
 	id       int64       // producer ID; 0: none yet
+}
+
+// goroutines are counted. Unlike those of a sync.WaitGroup they may begin while they are
+// waited for: an answer that nobody waits for any more may come at any time.
+type goroutines struct {
+	mu   sync.Mutex // guards the following
+	n    int
+	none chan struct{} // closed when n falls to 0; nil unless waited for
+}
+
+// Go runs f in a goroutine.
+func (g *goroutines) Go(f func()) {
+	g.mu.Lock()
+	g.n++
+	g.mu.Unlock()
+	go func() {
+		defer g.ended()
+		f()
+	}()
+}
+
+func (g *goroutines) ended() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n--; g.n == 0 && g.none != nil {
+		close(g.none)
+		g.none = nil
+	}
+}
+
+// wait waits until there are none, or ctx ends.
+func (g *goroutines) wait(ctx context.Context) {
+	g.mu.Lock()
+	if g.n == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.none == nil {
+		g.none = make(chan struct{})
+	}
+	none := g.none
+	g.mu.Unlock()
+	select {
+	case <-none:
+	case <-ctx.Done():
+	}
 }
 
 // roomWaiter waits for memory.
