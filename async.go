@@ -285,6 +285,7 @@ func (p *AsyncProducer) Shutdown(ctx context.Context) error {
 	if end == nil {
 		patience = ctx
 	}
+	p.box.handing.wait(patience)
 	p.calls.finish(patience)
 	p.successes.finish(ctx)
 	p.failures.finish(ctx)

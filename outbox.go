@@ -59,6 +59,11 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		}
 		known = now
 		o.mu.Lock()
+		if o.closed {
+			o.giveRoomLocked(int64(size) + messageOverhead)
+			o.mu.Unlock()
+			return nil, ErrClosed
+		}
 	}
 	o.armLocked()
 	if known == nil {
@@ -206,9 +211,8 @@ func (o *outbox) stop(abandon bool) {
 	if abandon {
 		failed = append(failed, o.abandonLocked()...)
 	}
-	o.mu.Unlock()
 	o.cancel()
-	o.hand(failed)
+	o.handLocked(failed)
 }
 
 // abandonLocked fails what is under way; its fate is unknown.
@@ -308,8 +312,7 @@ func (o *outbox) expire() {
 	if next >= 0 {
 		o.expiry = time.AfterFunc(max(next-now, time.Millisecond), o.expire)
 	}
-	o.mu.Unlock()
-	o.hand(failed)
+	o.handLocked(failed)
 }
 
 // count counts what became of a batch's messages.

@@ -118,8 +118,15 @@ func (o *outbox) release(b *outBatch, room int64) {
 	}
 }
 
-// hand hands batches over that are done with.
-func (o *outbox) hand(done []*outBatch) {
+// handLocked lets go of the lock and hands batches over that are done with.
+func (o *outbox) handLocked(done []*outBatch) {
+	if len(done) == 0 {
+		o.mu.Unlock()
+		return
+	}
+	o.handing.begin()
+	defer o.handing.ended()
+	o.mu.Unlock()
 	for _, b := range done {
 		o.settled(b)
 	}

@@ -167,8 +167,7 @@ func (s *outSender) drive(by driver) (lent *conn) {
 			s.letGoLocked()
 			s.driving = false
 			again := s.beginLocked()
-			o.mu.Unlock()
-			o.hand(given)
+			o.handLocked(given)
 			if !again {
 				return lent
 			}
@@ -177,8 +176,7 @@ func (s *outSender) drive(by driver) (lent *conn) {
 		s.requests++
 		s.sentAt = o.age()
 		c := s.conn
-		o.mu.Unlock()
-		o.hand(given)
+		o.handLocked(given)
 		if by != ownGoroutine && (req.size > inlineWrite || !s.batches || c.congested()) {
 			o.running.Go(func() {
 				s.send(c, req, outgoingCall{flush: true})
@@ -298,8 +296,7 @@ func (s *outSender) connect() bool {
 		tries++
 		o.mu.Lock()
 		given := s.unreachedLocked(err)
-		o.mu.Unlock()
-		o.hand(given)
+		o.handLocked(given)
 		if !errors.Is(err, errPlainBroker) { // With that, all is failed that there is.
 			pause(o.ctx, nil, faultBackoff.before(tries))
 		}
@@ -460,8 +457,7 @@ func (s *outSender) sendSingles(c *conn, b *outBatch) {
 		done := q.sortLocked(b, r.results)
 		q.resumeLocked()
 		idle := s.afterLocked([]*outBatch{b})
-		o.mu.Unlock()
-		o.hand(done)
+		o.handLocked(done)
 		for _, s := range idle {
 			s.driveSoon()
 		}
@@ -508,8 +504,7 @@ func (s *outSender) answered(c *conn, req *outRequest, k *call, err error) {
 		q.resumeLocked()
 	}
 	idle := s.afterLocked(req.batches)
-	o.mu.Unlock()
-	o.hand(done)
+	o.handLocked(done)
 	for _, s := range idle {
 		s.driveSoon()
 	}

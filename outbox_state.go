@@ -72,6 +72,9 @@ type outbox struct {
 	cancel context.CancelFunc
 
 	running goroutines
+	// handing counts those who have taken messages out of all lists and have not told what
+	// became of them.
+	handing goroutines
 
 	topics sync.Map // *outTopic by name
 	latest atomic.Pointer[outTopic]
@@ -91,8 +94,9 @@ type outbox struct {
 	id       int64       // producer ID; 0: none yet
 }
 
-// goroutines are counted. Unlike those of a sync.WaitGroup they may begin while they are
-// waited for: an answer that nobody waits for any more may come at any time.
+// goroutines are counted, or what they are at. Unlike those of a sync.WaitGroup they may
+// begin while they are waited for: an answer that nobody waits for any more may come at
+// any time.
 type goroutines struct {
 	mu   sync.Mutex // guards the following
 	n    int
@@ -101,13 +105,17 @@ type goroutines struct {
 
 // Go runs f in a goroutine.
 func (g *goroutines) Go(f func()) {
-	g.mu.Lock()
-	g.n++
-	g.mu.Unlock()
+	g.begin()
 	go func() {
 		defer g.ended()
 		f()
 	}()
+}
+
+func (g *goroutines) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n++
 }
 
 func (g *goroutines) ended() {

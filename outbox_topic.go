@@ -59,8 +59,7 @@ func (o *outbox) resolve(t *outTopic) {
 		}
 		if err != nil && !errors.Is(err, ErrTopicNotFound) {
 			failed := o.unstageLocked(t, func() error { return err })
-			o.mu.Unlock()
-			o.settled(failed)
+			o.handLocked([]*outBatch{failed})
 			continue
 		}
 		o.mu.Unlock()
@@ -128,6 +127,7 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			return
 		}
 		wave := t.wave
+		o.handing.begin() // What is taken here is in no list meanwhile.
 		o.mu.Unlock()
 		// The application chooses, so that is done without the lock.
 		chosen := make([]choice, len(waiting))
@@ -141,14 +141,14 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			}
 			t.staged, t.wave = append(waiting, t.staged...), wave
 			failed := o.unstageLocked(t, func() error { return &waitError{what: "send to " + t.name, end: ErrClosed, last: t.last} })
-			o.mu.Unlock()
-			o.settled(failed)
+			o.handLocked([]*outBatch{failed})
+			o.handing.ended()
 			continue
 		}
 		failed, idle := o.distributeLocked(t, waiting, chosen, missing, wave)
 		o.endWaveLocked(wave)
-		o.mu.Unlock()
-		o.hand(failed)
+		o.handLocked(failed)
+		o.handing.ended()
 		for _, s := range idle {
 			s.driveSoon()
 		}
