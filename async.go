@@ -80,6 +80,7 @@ func (c *Client) AsyncProducer(opts ...AsyncOption) (*AsyncProducer, error) {
 		taken: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	p.box = newOutbox(c, &p.cfg, true, p.settled)
+	p.box.unread = p.unread
 	p.calls.init(p.box, p.callBack)
 	p.successes.init(p.box)
 	p.failures.init(p.box)
@@ -240,12 +241,18 @@ func (p *AsyncProducer) Status() Status {
 		return Status{Text: "closed"}
 	default:
 	}
-	unread := p.successes.waiting() + p.failures.waiting()
 	s := p.box.status()
-	if unread > 0 {
-		s.Text = fmt.Sprintf("%d results wait to be read; %s", unread, s.Text)
-	}
+	s.Text = p.unread() + s.Text
 	return s
+}
+
+// unread says how many results are not read, if any.
+func (p *AsyncProducer) unread() string {
+	n := p.successes.waiting() + p.failures.waiting()
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d results wait to be read; ", n)
 }
 
 // Close sends what was taken, waits for the results, at most 30 seconds, and closes

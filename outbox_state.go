@@ -62,6 +62,9 @@ type outbox struct {
 	// settled is given batches that are done with, without locks. It must not block, and
 	// calls release for each.
 	settled func(*outBatch)
+	// unread says what of the memory is taken by results that are not read, for Status and
+	// errors: "3 results wait to be read; ", or "". It is called without locks; nil: none is.
+	unread func() string
 	// What later files do. All but look are called with mu, look without.
 	senderOf func(addr string) *outSender
 	stage    func(t *outTopic, m *Message, e entry)
