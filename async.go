@@ -217,7 +217,7 @@ func (p *AsyncProducer) callBack(b *outBatch) {
 		if b.err != nil {
 			e.to.settle(e, Receipt{}, b.err)
 		} else {
-			e.to.settle(e, b.receipt(p.box, i), nil)
+			e.to.settle(e, b.receipt(i), nil)
 		}
 	}
 	p.box.release(b, room)

@@ -36,7 +36,10 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		return nil, err
 	}
 	t := o.topic(m.Topic)
-	e := entry{m: m, to: h.to, at: h.at, size: int32(size), tag: h.tag}
+	e := entry{
+		m: m, to: h.to, at: h.at, size: int32(size), tag: h.tag,
+		timestamp: o.millis(m, h.at), anywhere: m.Partition == PartitionAny,
+	}
 	known := t.entry.Load()
 	partition, err := o.chooseOf(m, known)
 	if err != nil {
@@ -74,7 +77,7 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 	q := t.queueLocked(o, partition)
 	s := q.sender
 	drive := false
-	if begun := q.addLocked(m, e, o.millis(&e)); begun || q.state != queueReady {
+	if begun := q.addLocked(m, e); begun || q.state != queueReady {
 		drive = s.noteLocked(q) // Else all has been seen to.
 	}
 	o.mu.Unlock()

@@ -56,14 +56,14 @@ func (q *outQueue) openLocked() *outBatch {
 }
 
 // addLocked puts a message into the last batch, and tells whether that is a new one.
-func (q *outQueue) addLocked(m *Message, e entry, timestamp int64) (begun bool) {
+func (q *outQueue) addLocked(m *Message, e entry) (begun bool) {
 	b := q.openLocked()
 	if b == nil || b.build.count() > 0 && b.build.size()+int(e.size)+recordRoom > q.batchBytes() {
 		b = q.box.newBatchLocked(q, q.box.waves.now)
 		q.pending = append(q.pending, b)
 		begun = true
 	}
-	b.build.add(m, timestamp)
+	b.build.add(m, e.timestamp)
 	b.entries = append(b.entries, e)
 	return begun
 }

@@ -81,7 +81,7 @@ func (q *outQueue) anotherWayLocked(b *outBatch, err error) bool {
 // rerouteLocked has partitions chosen anew, once, for messages whose partition was chosen
 // by what is out of date.
 func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
-	chosen := func(i int) bool { return b.entries[i].m.Partition == PartitionAny && !b.entries[i].moved }
+	chosen := func(i int) bool { return b.entries[i].anywhere && !b.entries[i].moved }
 	source, failed := b.source()
 	if failed != nil || q.partition == PartitionAny {
 		return false

@@ -38,13 +38,15 @@ type receiver interface {
 
 // entry is one message on its way. Its content is in its batch, encoded.
 type entry struct {
-	m    *Message
+	m    *Message      // for the receiver only: whoever gave up may have changed it
 	to   receiver      // nil once it has been told
 	at   time.Duration // when it was handed over, since the outbox was born
 	size int32         // Message.Size
 	tag  int32         // the receiver's own
-	// moved: its partition has been chosen a second time.
-	moved bool
+	// timestamp is what it is stored with.
+	timestamp int64
+	anywhere  bool // its partition was to be chosen,
+	moved     bool // and has been a second time
 }
 
 // outbox is what a producer has been given and has not heard of yet. Messages are
@@ -279,12 +281,12 @@ type outSender struct {
 // errPlainBroker: the broker does not take batches, and the producer sends by itself.
 var errPlainBroker = errors.New("robust: the broker takes single messages only")
 
-// millis is the timestamp that a message is stored with.
-func (o *outbox) millis(e *entry) int64 {
-	if e.m.Timestamp != 0 {
-		return e.m.Timestamp
+// millis is the timestamp that a message of the age is stored with.
+func (o *outbox) millis(m *Message, at time.Duration) int64 {
+	if m.Timestamp != 0 {
+		return m.Timestamp
 	}
-	return (o.bornAt + int64(e.at)) / int64(time.Millisecond)
+	return (o.bornAt + int64(at)) / int64(time.Millisecond)
 }
 
 // allLocked returns the queues that there are.
@@ -392,16 +394,16 @@ func (b *outBatch) unwanted() (n int) {
 }
 
 // receipt tells where the i-th message was stored.
-func (b *outBatch) receipt(o *outbox, i int) Receipt {
+func (b *outBatch) receipt(i int) Receipt {
 	if b.receipts != nil {
 		return b.receipts[i]
 	}
-	return Receipt{b.queue.partition, b.base + int64(i), o.millis(&b.entries[i]), b.acks}
+	return Receipt{b.queue.partition, b.base + int64(i), b.entries[i].timestamp, b.acks}
 }
 
 // tell tells every message's fate to those who wait for it, and returns the memory that
 // is free with it. It is for outbox.settled.
-func (b *outBatch) tell(o *outbox) (room int64) {
+func (b *outBatch) tell() (room int64) {
 	for i := range b.entries {
 		e := &b.entries[i]
 		if e.to == nil {
@@ -411,7 +413,7 @@ func (b *outBatch) tell(o *outbox) (room int64) {
 		if b.err != nil {
 			e.to.settle(e, Receipt{}, b.err)
 		} else {
-			e.to.settle(e, b.receipt(o, i), nil)
+			e.to.settle(e, b.receipt(i), nil)
 		}
 	}
 	return room

@@ -174,7 +174,7 @@ func (o *outbox) distributeLocked(t *outTopic, waiting []staged, chosen []choice
 		}
 		q := t.queueLocked(o, chosen[i].partition)
 		q.missing = missing
-		q.addLocked(w.m, w.e, o.millis(&w.e))
+		q.addLocked(w.m, w.e)
 		o.joinLocked(q.openLocked(), wave)
 		if q.sender.noteLocked(q) {
 			idle = append(idle, q.sender)
