@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"runtime"
 	"slices"
@@ -275,12 +276,37 @@ func TestAsyncOldBrokers(t *testing.T) {
 	}
 }
 
+// refusingStorage refuses to store something now and then.
+type refusingStorage struct {
+	Storage
+	appends *atomic.Int64
+}
+
+func (s refusingStorage) OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
+	l, err := s.Storage.OpenPartition(ctx, t, partition, c, advanced)
+	return refusingLog{l, s.appends}, err
+}
+
+type refusingLog struct {
+	PartitionLog
+	appends *atomic.Int64
+}
+
+func (l refusingLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
+	if l.appends.Add(1)%5 == 3 {
+		done(AppendResult{Err: ErrOverloaded})
+		return
+	}
+	l.PartitionLog.Append(batches, acks, done)
+}
+
 // TestAsyncWithoutFeatures has a broker that does not say that it knows batches, or producers,
-// and connections that break. Nothing is lost and nothing overtakes: what is stored twice is
-// followed by what came behind it.
+// and one that knows both, which refuse some of what comes, over connections that break and
+// answers that overtake each other. Nothing is lost and nothing overtakes: what is stored
+// twice is followed by what came behind it, and nothing is when the broker knows producers.
 func TestAsyncWithoutFeatures(t *testing.T) {
 	t.Parallel()
-	for _, without := range []string{featureBinary, featureIdempotence} {
+	for _, without := range []string{featureBinary, featureIdempotence, "none"} {
 		t.Run(without, func(t *testing.T) {
 			for range 3 {
 				bubble(t, func(t *testing.T) { sendWithout(t, without) })
@@ -291,7 +317,11 @@ func TestAsyncWithoutFeatures(t *testing.T) {
 
 func sendWithout(t *testing.T, without string) {
 	const n = 1000
-	b := faultBroker(t, 2)
+	var opts []BrokerOption
+	if without != featureBinary { // Messages that are refused one by one may be overtaken.
+		opts = append(opts, WithStorage(refusingStorage{NewMemoryStorage(), new(atomic.Int64)}))
+	}
+	b := faultBroker(t, 2, opts...)
 	var seen frameCounter
 	proxy := newFaultProxy(t, b.Dial, func(conn int) (up, down stream) {
 		left := 12 + 5*conn // answers until it is cut
@@ -311,11 +341,11 @@ func sendWithout(t *testing.T, without string) {
 				if left--; left < 0 {
 					return verdict{then: thenCut}
 				}
-				return f.late(time.Millisecond)
+				return f.late(time.Duration(rand.IntN(4)) * time.Millisecond)
 			})
 	})
-	c := faultClient(t, proxy.dial, WithDeliveryTimeout(time.Hour))
-	p := faultAsync(t, c, WithBatchSize(20))
+	c := faultClient(t, proxy.dial, WithDeliveryTimeout(time.Hour), WithRetries(100), WithRetryBackoff(time.Millisecond))
+	p := faultAsync(t, c, WithBatchSize(5))
 	var told outcomes
 	for i := range n {
 		m := to0(fmt.Sprint(i))
@@ -344,6 +374,9 @@ func sendWithout(t *testing.T, without string) {
 			}
 		}
 		require.Equal(t, n+partition, next)
+		if without == "none" {
+			requireOnce(t, values)
+		}
 	}
 	for i := range n {
 		x := told.of(t, fmt.Sprint(i))
