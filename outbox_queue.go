@@ -96,7 +96,14 @@ func (q *outQueue) blockedLocked() bool {
 	if !q.sender.idempotent {
 		limit = 1 // A second one could overtake a first that is refused.
 	}
-	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit
+	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit || q.inDoubtLocked()
+}
+
+// inDoubtLocked tells that the first batch must not be sent yet, because it would be new to
+// the broker and one that may have been stored before is under way again: with more stored
+// behind that, the broker would not recognise it any more.
+func (q *outQueue) inDoubtLocked() bool {
+	return q.pending[0].producer.id < 0 && slices.ContainsFunc(q.flying, func(b *outBatch) bool { return b.inDoubt })
 }
 
 // takeLocked takes the first batch out to be sent; nil if nobody waits for what was in it.
