@@ -153,14 +153,14 @@ func TestAsyncTopicIsMadeAnew(t *testing.T) {
 					logs[i] = stored(t, b, int32(i))
 					requireOnce(t, logs[i])
 				}
-				require.Len(t, slices.Concat(logs...), 300)
 				for i := range n {
 					x := told.of(t, fmt.Sprint(i))
-					require.NoError(t, x.err)
+					require.NoError(t, x.err, i)
 					if i >= before {
 						require.Equal(t, fmt.Sprint(i), logs[x.receipt.Partition][x.receipt.Offset])
 					}
 				}
+				require.Len(t, slices.Concat(logs...), 300)
 				if partitions == 1 {
 					send(2) // That is there no more.
 					send(0)

@@ -70,7 +70,7 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 	}
 	o.armLocked()
 	if known == nil {
-		o.stageLocked(t, m, e)
+		o.stageLocked(t, m, e, o.waves.now)
 		o.mu.Unlock()
 		return nil, nil
 	}

@@ -105,7 +105,7 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 			e := b.entries[i]
 			e.moved = true
 			m.Topic, m.Partition = q.topic.name, PartitionAny
-			q.box.stage(q.topic, &m, e)
+			q.box.stage(q.topic, &m, e, b.wave)
 		}
 	}
 	return true

@@ -69,7 +69,7 @@ type outbox struct {
 	unread func() string
 	// What later files do. All but look are called with mu, look without.
 	senderOf func(addr string) *outSender
-	stage    func(t *outTopic, m *Message, e entry)
+	stage    func(t *outTopic, m *Message, e entry, wave int)
 	forget   func(t *outTopic)
 	look     func(q *outQueue)
 

@@ -21,11 +21,16 @@ func (o *outbox) topic(name string) *outTopic {
 	return t
 }
 
-// stageLocked keeps a message until the topic's partitions are known.
-func (o *outbox) stageLocked(t *outTopic, m *Message, e entry) {
-	if len(t.staged) == 0 {
-		t.wave = o.waves.now
-		o.waves.counts[t.wave]++
+// stageLocked keeps a message of a wave until the topic's partitions are known.
+func (o *outbox) stageLocked(t *outTopic, m *Message, e entry, wave int) {
+	switch {
+	case len(t.staged) == 0:
+		t.wave = wave
+		o.waves.counts[wave]++
+	case wave < t.wave:
+		o.waves.counts[wave]++
+		o.endWaveLocked(t.wave)
+		t.wave = wave
 	}
 	t.staged = append(t.staged, staged{m.Clone(), e})
 	o.resolveLocked(t)
@@ -242,7 +247,7 @@ func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state stri
 	for n < len(t.staged) && t.staged[n].e.at <= limit {
 		n++
 	}
-	rest := t.staged[n:]
+	rest, wave := t.staged[n:], t.wave
 	t.staged = t.staged[:n]
 	b := o.unstageLocked(t, func() error {
 		return &waitError{what: "send to " + t.name, state: state, end: context.DeadlineExceeded, last: t.last}
@@ -252,8 +257,7 @@ func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state stri
 		return b
 	}
 	if b != nil {
-		t.wave = o.waves.now
-		o.waves.counts[t.wave]++
+		o.waves.counts[wave]++
 	}
 	left(&rest[0].e)
 	return b
