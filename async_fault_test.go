@@ -308,7 +308,7 @@ func TestAsyncWithoutFeatures(t *testing.T) {
 	t.Parallel()
 	for _, without := range []string{featureBinary, featureIdempotence, "none"} {
 		t.Run(without, func(t *testing.T) {
-			for range 3 {
+			for range 2 {
 				bubble(t, func(t *testing.T) { sendWithout(t, without) })
 			}
 		})

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -109,7 +110,7 @@ func gatedDial(dial dialFunc) (gated dialFunc, open func()) {
 // asyncVictim works with a broker whose answers are judged as long as they are to be false,
 // and then with one that is honest.
 func asyncVictim(t *testing.T, name string, judge func(proxiedFrame) verdict) {
-	const limit = 40 * time.Second // A connection without answers is given up after 15.
+	const limit = 20 * time.Second // A connection without answers is given up after 15.
 	storage := syncingStorage{NewMemoryStorage(), func(a Acks) Acks { return a }}
 	b := faultBroker(t, 1, WithStorage(storage))
 	defer b.Close()
@@ -190,7 +191,9 @@ func TestHostileProduceBatch(t *testing.T) {
 		answer := honest.Load().(map[string]any)
 		n := 0
 		for how, mutant := range mutants(answer) {
-			n++
+			if n++; n%4 != 0 && !strings.Contains(how, "base_offset") && !strings.HasSuffix(how, "left out") {
+				continue // A sample will do.
+			}
 			asyncVictim(t, how, func(f proxiedFrame) verdict {
 				if f.kind != requestProduceBatch {
 					return f.pass()
@@ -211,10 +214,13 @@ func TestHostileProduceBatch(t *testing.T) {
 func TestDamagedProduceBatch(t *testing.T) {
 	t.Parallel()
 	all := damages(t)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
+	for i, name := range slices.Sorted(maps.Keys(all)) {
 		bubble(t, func(t *testing.T) {
 			for _, kind := range []requestType{requestProduceBatch, requestInitProducer} {
 				for _, most := range []int64{1, 1 << 60} {
+					if kind == requestInitProducer && most > 1 && i%4 != 0 {
+						continue // A sample will do.
+					}
 					var n atomic.Int64
 					asyncVictim(t, fmt.Sprint(kind, " ", name, ", at most ", most), func(f proxiedFrame) verdict {
 						if f.kind != kind || n.Add(1) > most {

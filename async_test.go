@@ -104,21 +104,21 @@ func TestAsyncSendRefuses(t *testing.T) {
 	cancel(errors.New("enough"))
 	done := func(*robust.Message, robust.Receipt, error) { t.Error("it was not taken") }
 	for _, tc := range []struct {
-		ctx  context.Context
 		m    *robust.Message
 		want error
 	}{
-		{ctx, nil, robust.ErrInvalidRequest},
-		{ctx, robust.NewMessage("", nil), robust.ErrInvalidRequest},
-		{ctx, robust.NewMessage("a/b", nil), robust.ErrInvalidRequest},
-		{ctx, wrong(func(m *robust.Message) { m.Partition = -2 }), robust.ErrPartitionNotFound},
-		{ctx, wrong(func(m *robust.Message) { m.Value = make([]byte, 4<<20+1) }), robust.ErrMessageTooLarge},
-		{ctx, wrong(func(m *robust.Message) { m.ID = strings.Repeat("x", 1<<16) }), robust.ErrInvalidRequest},
-		{ended, robust.NewMessage("demo", nil), context.Canceled},
+		{nil, robust.ErrInvalidRequest},
+		{robust.NewMessage("", nil), robust.ErrInvalidRequest},
+		{robust.NewMessage("a/b", nil), robust.ErrInvalidRequest},
+		{wrong(func(m *robust.Message) { m.Partition = -2 }), robust.ErrPartitionNotFound},
+		{wrong(func(m *robust.Message) { m.Value = make([]byte, 4<<20+1) }), robust.ErrMessageTooLarge},
+		{wrong(func(m *robust.Message) { m.ID = strings.Repeat("x", 1<<16) }), robust.ErrInvalidRequest},
 	} {
-		require.ErrorIs(t, producer.Send(tc.ctx, tc.m), tc.want)
-		require.ErrorIs(t, producer.SendFunc(tc.ctx, tc.m, done), tc.want)
+		require.ErrorIs(t, producer.Send(ctx, tc.m), tc.want)
+		require.ErrorIs(t, producer.SendFunc(ctx, tc.m, done), tc.want)
 	}
+	require.ErrorIs(t, producer.SendFunc(ended, robust.NewMessage("demo", nil), done), context.Canceled)
+	require.ErrorIs(t, producer.Send(ended, robust.NewMessage("demo", nil)), context.Canceled)
 	require.ErrorContains(t, producer.Send(ended, robust.NewMessage("demo", nil)), "enough")
 	require.ErrorIs(t, producer.SendFunc(ctx, robust.NewMessage("demo", nil), nil), robust.ErrInvalidRequest)
 	require.NoError(t, producer.Flush(ctx))
