@@ -336,7 +336,7 @@ func TestAsyncLeaderMoves(t *testing.T) {
 			require.Equal(t, want, values)
 		}
 		for _, b := range brokers {
-			require.Greater(t, len(b.asked(requestProduceBatch)), 50)
+			require.Greater(t, len(b.asked(requestProduceBatch)), 10)
 		}
 	})
 }
