@@ -80,6 +80,7 @@ func (c *Client) AsyncProducer(opts ...AsyncOption) (*AsyncProducer, error) {
 		taken: make(chan struct{}), closing: make(chan struct{}), done: make(chan struct{}),
 	}
 	p.box = newOutbox(c, &p.cfg, true, p.settled)
+	p.box.unread = p.unread
 	p.calls.init(p.box, p.callBack)
 	p.successes.init(p.box)
 	p.failures.init(p.box)
@@ -216,7 +217,7 @@ func (p *AsyncProducer) callBack(b *outBatch) {
 		if b.err != nil {
 			e.to.settle(e, Receipt{}, b.err)
 		} else {
-			e.to.settle(e, b.receipt(p.box, i), nil)
+			e.to.settle(e, b.receipt(i), nil)
 		}
 	}
 	p.box.release(b, room)
@@ -240,12 +241,18 @@ func (p *AsyncProducer) Status() Status {
 		return Status{Text: "closed"}
 	default:
 	}
-	unread := p.successes.waiting() + p.failures.waiting()
 	s := p.box.status()
-	if unread > 0 {
-		s.Text = fmt.Sprintf("%d results wait to be read; %s", unread, s.Text)
-	}
+	s.Text = p.unread() + s.Text
 	return s
+}
+
+// unread says how many results are not read, if any.
+func (p *AsyncProducer) unread() string {
+	n := p.successes.waiting() + p.failures.waiting()
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d results wait to be read; ", n)
 }
 
 // Close sends what was taken, waits for the results, at most 30 seconds, and closes
@@ -285,6 +292,7 @@ func (p *AsyncProducer) Shutdown(ctx context.Context) error {
 	if end == nil {
 		patience = ctx
 	}
+	p.box.handing.wait(patience)
 	p.calls.finish(patience)
 	p.successes.finish(ctx)
 	p.failures.finish(ctx)

@@ -160,7 +160,7 @@ func nextID(id any) string {
 // consumed comes in order; nobody waits for ever, and nobody asks without a pause.
 func TestDamagedAnswers(t *testing.T) {
 	t.Parallel()
-	kinds := []requestType{requestClusterInfo, requestMetadata, requestProduce, requestFetch, requestListOffsets}
+	kinds := []requestType{requestClusterInfo, requestMetadata, requestProduceBatch, requestFetchBatch, requestListOffsets}
 	all := damages(t)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		damage := all[name]
@@ -194,7 +194,7 @@ func damagedOnce(t *testing.T, name string, kind requestType, damage func(proxie
 	pc := faultConsumer(t, c)
 	for i := range int64(3) {
 		m, err := next(t, pc, time.Minute)
-		if kind == requestFetch || kind == requestListOffsets {
+		if kind == requestFetchBatch || kind == requestListOffsets {
 			if err != nil && requireEnded(t, pc, name) {
 				break
 			}
@@ -206,7 +206,7 @@ func damagedOnce(t *testing.T, name string, kind requestType, damage func(proxie
 	producer := faultProducer(t, c)
 	_, offset, err := producer.SendMessage(t.Context(), to0(name))
 	if err != nil {
-		require.Equal(t, requestProduce, kind, "%s: %v", name, err)
+		require.Equal(t, requestProduceBatch, kind, "%s: %v", name, err)
 		_, offset, err = producer.SendMessage(t.Context(), to0(name))
 	}
 	require.NoError(t, err, name)

@@ -24,6 +24,9 @@ import (
 //	fault_refusal_test.go  brokers that say no
 //	fault_timeout_test.go  what bounds a call, and Close, whatever goes wrong
 //	fault_peer_test.go     a broker and peers that send what no client would
+//	async_fault_test.go    brokers that are away, old or die while producers do not wait
+//	async_hostile_test.go  answers to record batches that are damaged or false
+//	async_topic_test.go    topics and leaders that change under producers
 
 // faultTopic is the topic of these tests.
 const faultTopic = "t"

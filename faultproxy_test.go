@@ -556,7 +556,8 @@ type fakeLog struct {
 
 	mu         sync.Mutex // guards the following
 	partitions [][]*Message
-	leaders    map[int32]string // as metadata names them; none: it names none
+	leaders    map[int32]string         // as metadata names them; none: it names none
+	producers  map[string]*fakeProducer // by ID and partition
 }
 
 func newFakeLog(topic string, partitions int) *fakeLog {
@@ -817,6 +818,14 @@ func (r *fakeRequest) honest() *fakeAnswer {
 	case requestFetchBatch:
 		if slices.Contains(b.features, featureBinary) {
 			return r.fetchBatch()
+		}
+	case requestProduceBatch:
+		if slices.Contains(b.features, featureBinary) {
+			return r.produceBatch()
+		}
+	case requestInitProducer:
+		if slices.Contains(b.features, featureIdempotence) {
+			return r.ok(map[string]any{"producer_id": 1 + len(b.asked(requestInitProducer)), "producer_epoch": 0})
 		}
 	case requestListOffsets:
 		if slices.Contains(b.features, featureListOffsets) {

@@ -36,7 +36,10 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		return nil, err
 	}
 	t := o.topic(m.Topic)
-	e := entry{m: m, to: h.to, at: h.at, size: int32(size), tag: h.tag}
+	e := entry{
+		m: m, to: h.to, at: h.at, size: int32(size), tag: h.tag,
+		timestamp: o.millis(m, h.at), anywhere: m.Partition == PartitionAny,
+	}
 	known := t.entry.Load()
 	partition, err := o.chooseOf(m, known)
 	if err != nil {
@@ -59,17 +62,22 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		}
 		known = now
 		o.mu.Lock()
+		if o.closed {
+			o.giveRoomLocked(int64(size) + messageOverhead)
+			o.mu.Unlock()
+			return nil, ErrClosed
+		}
 	}
 	o.armLocked()
 	if known == nil {
-		o.stageLocked(t, m, e)
+		o.stageLocked(t, m, e, o.waves.now)
 		o.mu.Unlock()
 		return nil, nil
 	}
 	q := t.queueLocked(o, partition)
 	s := q.sender
 	drive := false
-	if begun := q.addLocked(m, e, o.millis(&e)); begun || q.state != queueReady {
+	if begun := q.addLocked(m, e); begun || q.state != queueReady {
 		drive = s.noteLocked(q) // Else all has been seen to.
 	}
 	o.mu.Unlock()
@@ -206,9 +214,8 @@ func (o *outbox) stop(abandon bool) {
 	if abandon {
 		failed = append(failed, o.abandonLocked()...)
 	}
-	o.mu.Unlock()
 	o.cancel()
-	o.hand(failed)
+	o.handLocked(failed)
 }
 
 // abandonLocked fails what is under way; its fate is unknown.
@@ -266,15 +273,7 @@ func (o *outbox) close(ctx context.Context) {
 		s.linger.Stop()
 	}
 	o.mu.Unlock()
-	ended := make(chan struct{})
-	go func() {
-		o.running.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	}
+	o.running.wait(ctx)
 }
 
 // armLocked sees to it that expire runs when the delivery timeout of the first message
@@ -316,8 +315,7 @@ func (o *outbox) expire() {
 	if next >= 0 {
 		o.expiry = time.AfterFunc(max(next-now, time.Millisecond), o.expire)
 	}
-	o.mu.Unlock()
-	o.hand(failed)
+	o.handLocked(failed)
 }
 
 // count counts what became of a batch's messages.

@@ -56,14 +56,14 @@ func (q *outQueue) openLocked() *outBatch {
 }
 
 // addLocked puts a message into the last batch, and tells whether that is a new one.
-func (q *outQueue) addLocked(m *Message, e entry, timestamp int64) (begun bool) {
+func (q *outQueue) addLocked(m *Message, e entry) (begun bool) {
 	b := q.openLocked()
 	if b == nil || b.build.count() > 0 && b.build.size()+int(e.size)+recordRoom > q.batchBytes() {
 		b = q.box.newBatchLocked(q, q.box.waves.now)
 		q.pending = append(q.pending, b)
 		begun = true
 	}
-	b.build.add(m, timestamp)
+	b.build.add(m, e.timestamp)
 	b.entries = append(b.entries, e)
 	return begun
 }
@@ -96,7 +96,14 @@ func (q *outQueue) blockedLocked() bool {
 	if !q.sender.idempotent {
 		limit = 1 // A second one could overtake a first that is refused.
 	}
-	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit
+	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit || q.inDoubtLocked()
+}
+
+// inDoubtLocked tells that the first batch must not be sent yet, because it would be new to
+// the broker and one that may have been stored before is under way again: with more stored
+// behind that, the broker would not recognise it any more.
+func (q *outQueue) inDoubtLocked() bool {
+	return q.pending[0].producer.id < 0 && slices.ContainsFunc(q.flying, func(b *outBatch) bool { return b.inDoubt })
 }
 
 // takeLocked takes the first batch out to be sent; nil if nobody waits for what was in it.

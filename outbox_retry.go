@@ -25,6 +25,8 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		b.faults++
 		wait = faultBackoff.before(b.faults)
 	case !retriable(err):
+		// An answer that makes no sense does not tell that nothing was stored.
+		b.inDoubt = b.inDoubt || errors.Is(err, ErrMalformed) && !refused(err)
 		if q.anotherWayLocked(b, err) {
 			b.entries = b.entries[:0]
 			return []*outBatch{b}
@@ -79,7 +81,7 @@ func (q *outQueue) anotherWayLocked(b *outBatch, err error) bool {
 // rerouteLocked has partitions chosen anew, once, for messages whose partition was chosen
 // by what is out of date.
 func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
-	chosen := func(i int) bool { return b.entries[i].m.Partition == PartitionAny && !b.entries[i].moved }
+	chosen := func(i int) bool { return b.entries[i].anywhere && !b.entries[i].moved }
 	source, failed := b.source()
 	if failed != nil || q.partition == PartitionAny {
 		return false
@@ -103,10 +105,16 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 			e := b.entries[i]
 			e.moved = true
 			m.Topic, m.Partition = q.topic.name, PartitionAny
-			q.box.stage(q.topic, &m, e)
+			q.box.stage(q.topic, &m, e, b.wave)
 		}
 	}
 	return true
+}
+
+// refused tells whether err is a broker's answer that says no.
+func refused(err error) bool {
+	var be *BrokerError
+	return errors.As(err, &be)
 }
 
 // maxRenumbers is how often a batch is given new numbers.

@@ -61,10 +61,14 @@ func (o *outbox) takeRoomLocked(ctx context.Context, m *Message, need int64, at 
 
 // fullness says why there is no room.
 func (o *outbox) fullness() string {
+	unread := ""
+	if o.unread != nil {
+		unread = o.unread()
+	}
 	o.mu.Lock()
 	used := o.used
 	o.mu.Unlock()
-	return fmt.Sprintf("%d bytes wait, %s", used, o.client.pool.state())
+	return fmt.Sprintf("%s%d bytes wait, %s", unread, used, o.client.pool.state())
 }
 
 // withdrawLocked ends a wait, and tells whether it was granted.
@@ -118,8 +122,15 @@ func (o *outbox) release(b *outBatch, room int64) {
 	}
 }
 
-// hand hands batches over that are done with.
-func (o *outbox) hand(done []*outBatch) {
+// handLocked lets go of the lock and hands batches over that are done with.
+func (o *outbox) handLocked(done []*outBatch) {
+	if len(done) == 0 {
+		o.mu.Unlock()
+		return
+	}
+	o.handing.begin()
+	defer o.handing.ended()
+	o.mu.Unlock()
 	for _, b := range done {
 		o.settled(b)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -166,8 +167,7 @@ func (s *outSender) drive(by driver) (lent *conn) {
 			s.letGoLocked()
 			s.driving = false
 			again := s.beginLocked()
-			o.mu.Unlock()
-			o.hand(given)
+			o.handLocked(given)
 			if !again {
 				return lent
 			}
@@ -176,8 +176,7 @@ func (s *outSender) drive(by driver) (lent *conn) {
 		s.requests++
 		s.sentAt = o.age()
 		c := s.conn
-		o.mu.Unlock()
-		o.hand(given)
+		o.handLocked(given)
 		if by != ownGoroutine && (req.size > inlineWrite || !s.batches || c.congested()) {
 			o.running.Go(func() {
 				s.send(c, req, outgoingCall{flush: true})
@@ -297,8 +296,7 @@ func (s *outSender) connect() bool {
 		tries++
 		o.mu.Lock()
 		given := s.unreachedLocked(err)
-		o.mu.Unlock()
-		o.hand(given)
+		o.handLocked(given)
 		if !errors.Is(err, errPlainBroker) { // With that, all is failed that there is.
 			pause(o.ctx, nil, faultBackoff.before(tries))
 		}
@@ -459,8 +457,7 @@ func (s *outSender) sendSingles(c *conn, b *outBatch) {
 		done := q.sortLocked(b, r.results)
 		q.resumeLocked()
 		idle := s.afterLocked([]*outBatch{b})
-		o.mu.Unlock()
-		o.hand(done)
+		o.handLocked(done)
 		for _, s := range idle {
 			s.driveSoon()
 		}
@@ -507,8 +504,7 @@ func (s *outSender) answered(c *conn, req *outRequest, k *call, err error) {
 		q.resumeLocked()
 	}
 	idle := s.afterLocked(req.batches)
-	o.mu.Unlock()
-	o.hand(done)
+	o.handLocked(done)
 	for _, s := range idle {
 		s.driveSoon()
 	}
@@ -549,7 +545,7 @@ func (s *outSender) receive(c *conn, b *outBatch, part *producedPart) error {
 			ErrMalformed, q.topic.name, q.partition, shorten(part.Topic), part.Partition)
 	case part.refused():
 		return c.refusalOf(requestProduceBatch, &wireResponse{errText: part.Error, errCode: part.Code, retriable: part.Retriable}, "")
-	case part.BaseOffset < 0:
+	case part.BaseOffset < 0, part.BaseOffset > math.MaxInt64-int64(len(b.entries)):
 		return fmt.Errorf("%w: ProduceBatch: base offset %d for %s/%d", ErrMalformed, part.BaseOffset, q.topic.name, q.partition)
 	}
 	acks, err := parseAcks(part.Acks)

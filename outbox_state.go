@@ -38,13 +38,15 @@ type receiver interface {
 
 // entry is one message on its way. Its content is in its batch, encoded.
 type entry struct {
-	m    *Message
+	m    *Message      // for the receiver only: whoever gave up may have changed it
 	to   receiver      // nil once it has been told
 	at   time.Duration // when it was handed over, since the outbox was born
 	size int32         // Message.Size
 	tag  int32         // the receiver's own
-	// moved: its partition has been chosen a second time.
-	moved bool
+	// timestamp is what it is stored with.
+	timestamp int64
+	anywhere  bool // its partition was to be chosen,
+	moved     bool // and has been a second time
 }
 
 // outbox is what a producer has been given and has not heard of yet. Messages are
@@ -62,16 +64,22 @@ type outbox struct {
 	// settled is given batches that are done with, without locks. It must not block, and
 	// calls release for each.
 	settled func(*outBatch)
+	// unread says what of the memory is taken by results that are not read, for Status and
+	// errors: "3 results wait to be read; ", or "". It is called without locks; nil: none is.
+	unread func() string
 	// What later files do. All but look are called with mu, look without.
 	senderOf func(addr string) *outSender
-	stage    func(t *outTopic, m *Message, e entry)
+	stage    func(t *outTopic, m *Message, e entry, wave int)
 	forget   func(t *outTopic)
 	look     func(q *outQueue)
 
 	ctx    context.Context //nolint:containedctx // ends with the outbox
 	cancel context.CancelFunc
 
-	running sync.WaitGroup // goroutines
+	running goroutines
+	// handing counts those who have taken messages out of all lists and have not told what
+	// became of them.
+	handing goroutines
 
 	topics sync.Map // *outTopic by name
 	latest atomic.Pointer[outTopic]
@@ -89,6 +97,57 @@ type outbox struct {
 	waves    waves
 	expiry   *time.Timer // runs expire; nil while nothing can expire
 	id       int64       // producer ID; 0: none yet
+}
+
+// goroutines are counted, or what they are at. Unlike those of a sync.WaitGroup they may
+// begin while they are waited for: an answer that nobody waits for any more may come at
+// any time.
+type goroutines struct {
+	mu   sync.Mutex // guards the following
+	n    int
+	none chan struct{} // closed when n falls to 0; nil unless waited for
+}
+
+// Go runs f in a goroutine.
+func (g *goroutines) Go(f func()) {
+	g.begin()
+	go func() {
+		defer g.ended()
+		f()
+	}()
+}
+
+func (g *goroutines) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n++
+}
+
+func (g *goroutines) ended() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.n--; g.n == 0 && g.none != nil {
+		close(g.none)
+		g.none = nil
+	}
+}
+
+// wait waits until there are none, or ctx ends.
+func (g *goroutines) wait(ctx context.Context) {
+	g.mu.Lock()
+	if g.n == 0 {
+		g.mu.Unlock()
+		return
+	}
+	if g.none == nil {
+		g.none = make(chan struct{})
+	}
+	none := g.none
+	g.mu.Unlock()
+	select {
+	case <-none:
+	case <-ctx.Done():
+	}
 }
 
 // roomWaiter waits for memory.
@@ -222,12 +281,12 @@ type outSender struct {
 // errPlainBroker: the broker does not take batches, and the producer sends by itself.
 var errPlainBroker = errors.New("robust: the broker takes single messages only")
 
-// millis is the timestamp that a message is stored with.
-func (o *outbox) millis(e *entry) int64 {
-	if e.m.Timestamp != 0 {
-		return e.m.Timestamp
+// millis is the timestamp that a message of the age is stored with.
+func (o *outbox) millis(m *Message, at time.Duration) int64 {
+	if m.Timestamp != 0 {
+		return m.Timestamp
 	}
-	return (o.bornAt + int64(e.at)) / int64(time.Millisecond)
+	return (o.bornAt + int64(at)) / int64(time.Millisecond)
 }
 
 // allLocked returns the queues that there are.
@@ -335,16 +394,16 @@ func (b *outBatch) unwanted() (n int) {
 }
 
 // receipt tells where the i-th message was stored.
-func (b *outBatch) receipt(o *outbox, i int) Receipt {
+func (b *outBatch) receipt(i int) Receipt {
 	if b.receipts != nil {
 		return b.receipts[i]
 	}
-	return Receipt{b.queue.partition, b.base + int64(i), o.millis(&b.entries[i]), b.acks}
+	return Receipt{b.queue.partition, b.base + int64(i), b.entries[i].timestamp, b.acks}
 }
 
 // tell tells every message's fate to those who wait for it, and returns the memory that
 // is free with it. It is for outbox.settled.
-func (b *outBatch) tell(o *outbox) (room int64) {
+func (b *outBatch) tell() (room int64) {
 	for i := range b.entries {
 		e := &b.entries[i]
 		if e.to == nil {
@@ -354,7 +413,7 @@ func (b *outBatch) tell(o *outbox) (room int64) {
 		if b.err != nil {
 			e.to.settle(e, Receipt{}, b.err)
 		} else {
-			e.to.settle(e, b.receipt(o, i), nil)
+			e.to.settle(e, b.receipt(i), nil)
 		}
 	}
 	return room

@@ -21,11 +21,16 @@ func (o *outbox) topic(name string) *outTopic {
 	return t
 }
 
-// stageLocked keeps a message until the topic's partitions are known.
-func (o *outbox) stageLocked(t *outTopic, m *Message, e entry) {
-	if len(t.staged) == 0 {
-		t.wave = o.waves.now
-		o.waves.counts[t.wave]++
+// stageLocked keeps a message of a wave until the topic's partitions are known.
+func (o *outbox) stageLocked(t *outTopic, m *Message, e entry, wave int) {
+	switch {
+	case len(t.staged) == 0:
+		t.wave = wave
+		o.waves.counts[wave]++
+	case wave < t.wave:
+		o.waves.counts[wave]++
+		o.endWaveLocked(t.wave)
+		t.wave = wave
 	}
 	t.staged = append(t.staged, staged{m.Clone(), e})
 	o.resolveLocked(t)
@@ -59,8 +64,7 @@ func (o *outbox) resolve(t *outTopic) {
 		}
 		if err != nil && !errors.Is(err, ErrTopicNotFound) {
 			failed := o.unstageLocked(t, func() error { return err })
-			o.mu.Unlock()
-			o.settled(failed)
+			o.handLocked([]*outBatch{failed})
 			continue
 		}
 		o.mu.Unlock()
@@ -128,6 +132,7 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			return
 		}
 		wave := t.wave
+		o.handing.begin() // What is taken here is in no list meanwhile.
 		o.mu.Unlock()
 		// The application chooses, so that is done without the lock.
 		chosen := make([]choice, len(waiting))
@@ -141,14 +146,14 @@ func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 			}
 			t.staged, t.wave = append(waiting, t.staged...), wave
 			failed := o.unstageLocked(t, func() error { return &waitError{what: "send to " + t.name, end: ErrClosed, last: t.last} })
-			o.mu.Unlock()
-			o.settled(failed)
+			o.handLocked([]*outBatch{failed})
+			o.handing.ended()
 			continue
 		}
 		failed, idle := o.distributeLocked(t, waiting, chosen, missing, wave)
 		o.endWaveLocked(wave)
-		o.mu.Unlock()
-		o.hand(failed)
+		o.handLocked(failed)
+		o.handing.ended()
 		for _, s := range idle {
 			s.driveSoon()
 		}
@@ -174,7 +179,7 @@ func (o *outbox) distributeLocked(t *outTopic, waiting []staged, chosen []choice
 		}
 		q := t.queueLocked(o, chosen[i].partition)
 		q.missing = missing
-		q.addLocked(w.m, w.e, o.millis(&w.e))
+		q.addLocked(w.m, w.e)
 		o.joinLocked(q.openLocked(), wave)
 		if q.sender.noteLocked(q) {
 			idle = append(idle, q.sender)
@@ -242,7 +247,7 @@ func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state stri
 	for n < len(t.staged) && t.staged[n].e.at <= limit {
 		n++
 	}
-	rest := t.staged[n:]
+	rest, wave := t.staged[n:], t.wave
 	t.staged = t.staged[:n]
 	b := o.unstageLocked(t, func() error {
 		return &waitError{what: "send to " + t.name, state: state, end: context.DeadlineExceeded, last: t.last}
@@ -252,8 +257,7 @@ func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state stri
 		return b
 	}
 	if b != nil {
-		t.wave = o.waves.now
-		o.waves.counts[t.wave]++
+		o.waves.counts[wave]++
 	}
 	left(&rest[0].e)
 	return b

@@ -45,7 +45,7 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 	p.cfg.batchTimeout = 0 // Who waits for its answer is not kept waiting.
 	p.box = newOutbox(c, &p.cfg, false, func(b *outBatch) {
 		p.box.count(b)
-		p.box.release(b, b.tell(p.box))
+		p.box.release(b, b.tell())
 	})
 	if err := c.register(p, nil); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // resultQueue hands things over one after the other, in a goroutine that is there while
@@ -80,6 +81,7 @@ type resultPump[T any] struct {
 	box  *outbox
 	ch   chan T
 	stop chan struct{} // closed when results are not handed over any more
+	left atomic.Int64  // results that are not in the channel yet; may be a few too many
 
 	mu      sync.Mutex // guards the following
 	results []pumped[T]
@@ -105,6 +107,7 @@ func (p *resultPump[T]) init(o *outbox) {
 func (p *resultPump[T]) add(result T, room int64) {
 	p.mu.Lock()
 	p.results = append(p.results, pumped[T]{result, room})
+	p.left.Add(1)
 	start := !p.running && !p.closed
 	p.running = p.running || start
 	p.mu.Unlock()
@@ -114,11 +117,7 @@ func (p *resultPump[T]) add(result T, room int64) {
 }
 
 // waiting is how many results are not read.
-func (p *resultPump[T]) waiting() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.results) + len(p.ch)
-}
+func (p *resultPump[T]) waiting() int { return int(p.left.Load()) + len(p.ch) }
 
 func (p *resultPump[T]) run() {
 	for {
@@ -153,28 +152,30 @@ func (p *resultPump[T]) endLocked() {
 // send puts results into the channel, and returns how many, when it is stopped.
 func (p *resultPump[T]) send(some []pumped[T]) int {
 	const together = 64 // for how many memory is given back at a time
-	room := int64(0)
+	n, room := int64(0), int64(0)
+	account := func() {
+		if n > 0 {
+			p.left.Add(-n)
+			p.box.releaseRoom(room)
+			n, room = 0, 0
+		}
+	}
+	defer account()
 	for i, r := range some {
 		select {
 		case p.ch <- r.result:
 		default:
-			if room > 0 {
-				p.box.releaseRoom(room) // Before there may be long to wait.
-				room = 0
-			}
+			account() // Before there may be long to wait.
 			select {
 			case p.ch <- r.result:
 			case <-p.stop:
 				return i
 			}
 		}
-		if room += r.room; i%together == together-1 {
-			p.box.releaseRoom(room)
-			room = 0
+		n++
+		if room += r.room; n == together {
+			account()
 		}
-	}
-	if room > 0 {
-		p.box.releaseRoom(room)
 	}
 	return len(some)
 }
