@@ -43,7 +43,10 @@ type diskLog struct {
 	named   bool // the name of the directory has reached stable storage
 	// doubtful: a sync has failed; the next who opens the log is to look at its end.
 	doubtful bool
-	clean    indexEntry // the log's end when it was opened, if that is in its index
+	// gap is the last segment that could not be synced, while no index behind it says for
+	// certain that the log goes on: after a power failure the segment may be gone.
+	gap   *segment
+	clean indexEntry // the log's end when it was opened, if that is in its index
 
 	mu      sync.Mutex // guards the following; not held across I/O
 	queue   []*logJob

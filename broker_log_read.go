@@ -26,6 +26,10 @@ func (l *diskLog) Read(ctx context.Context, offset int64, maxBytes int) (LogRead
 		if errors.Is(err, os.ErrNotExist) && l.visible.Load() != v {
 			continue // Retention has overtaken the reader.
 		}
+		astray, err := l.astray(ctx, v, err)
+		if astray {
+			continue
+		}
 		if err != nil && l.ended.Load() {
 			err = ErrClosed
 		}
@@ -190,6 +194,39 @@ func (l *diskLog) entryBefore(ctx context.Context, s *segment, below func(*index
 	return e, err
 }
 
+// astray tells whether a damage was met because the index says that a batch begins there:
+// where bytes are gone before, or have been put in, it stands elsewhere. The index has then
+// been made anew, and who looks again finds what is left.
+func (l *diskLog) astray(ctx context.Context, v *logView, met error) (bool, error) {
+	var corrupt *CorruptError
+	if !errors.As(met, &corrupt) {
+		return false, met
+	}
+	i := slices.IndexFunc(v.segments, func(s *segment) bool { return s.log.path == corrupt.File })
+	if i < 0 || v.segments[i].straightened.Load() {
+		return false, met
+	}
+	s := v.segments[i]
+	e, ok, err := s.index.search(func(e *indexEntry) bool { return e.pos <= corrupt.Position })
+	if err != nil || !ok || e.pos != corrupt.Position || e.offset != corrupt.From {
+		return false, met
+	}
+	f, err := s.acquire(v.next(i))
+	if err != nil {
+		return false, met
+	}
+	placed := s.placed(f, place{e.pos, e.offset}, v.size(i))
+	s.log.release()
+	if placed {
+		return false, met // The batch itself is damaged.
+	}
+	if err := l.rebuildIndex(ctx, s, errIndexDamaged); err != nil {
+		return false, err
+	}
+	s.straightened.Store(true)
+	return true, nil
+}
+
 // endingOf returns what is known of the end of v's i-th segment.
 func (l *diskLog) endingOf(ctx context.Context, v *logView, i int) (*indexEntry, error) {
 	if e := v.ending(i); e != nil {
@@ -214,8 +251,9 @@ func (l *diskLog) endingOf(ctx context.Context, v *logView, i int) (*indexEntry,
 	return &e, nil
 }
 
-// search runs f, which looks for an offset, again where retention has overtaken it.
-func (l *diskLog) search(f func(v *logView) (int64, error)) (int64, error) {
+// search runs f, which looks for an offset, again where retention has overtaken it, or the
+// index has led it astray.
+func (l *diskLog) search(ctx context.Context, f func(v *logView) (int64, error)) (int64, error) {
 	for {
 		if l.ended.Load() {
 			return 0, ErrClosed
@@ -228,12 +266,15 @@ func (l *diskLog) search(f func(v *logView) (int64, error)) (int64, error) {
 		case err != nil && l.ended.Load():
 			return 0, ErrClosed
 		}
-		return offset, storageError(err)
+		astray, err := l.astray(ctx, v, err)
+		if !astray {
+			return offset, storageError(err)
+		}
 	}
 }
 
 func (l *diskLog) OffsetAt(ctx context.Context, timestamp int64) (int64, error) {
-	return l.search(func(v *logView) (int64, error) {
+	return l.search(ctx, func(v *logView) (int64, error) {
 		for i, s := range v.segments {
 			e, err := l.endingOf(ctx, v, i)
 			if err != nil {
@@ -278,7 +319,7 @@ func (l *diskLog) offsetAt(ctx context.Context, v *logView, i int, from indexEnt
 }
 
 func (l *diskLog) EpochEnd(ctx context.Context, epoch int32) (int64, error) {
-	return l.search(func(v *logView) (int64, error) { return l.epochEnd(ctx, v, epoch) })
+	return l.search(ctx, func(v *logView) (int64, error) { return l.epochEnd(ctx, v, epoch) })
 }
 
 func (l *diskLog) epochEnd(ctx context.Context, v *logView, epoch int32) (int64, error) {

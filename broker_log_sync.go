@@ -55,6 +55,9 @@ func (l *diskLog) syncWritten(all bool) error {
 				return l.syncFailed(s, err)
 			}
 			l.synced = syncPoint{s.header.base, *end}
+			if err := l.bridge(s, *end); err != nil {
+				return l.syncFailed(s, err)
+			}
 		}
 		if !s.complete {
 			l.note(s, *end, !last)
@@ -124,6 +127,27 @@ func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
 	s.index.add(end)
 	l.noted = end.pos
 	l.flushIndex(s, complete)
+}
+
+// bridge sees to it that what was synced in s is kept although a segment before it is in
+// doubt: recovery would end the log where that is gone, had the index of s not reached
+// stable storage, too.
+func (l *diskLog) bridge(s *segment, end indexEntry) error {
+	if l.gap == nil || l.gap == s {
+		return nil
+	}
+	end.flags = end.flags&indexProducers | indexSynced
+	s.index.add(end)
+	if err := s.index.flush(s.header, true); err != nil {
+		return err
+	}
+	// The index may have been made before, without its name.
+	if err := l.store.cache.syncDir(l.dir); err != nil {
+		return err
+	}
+	l.noted = end.pos
+	l.gap = nil
+	return nil
 }
 
 // flushIndex writes what is new of an index. That it cannot be written costs a longer
@@ -208,6 +232,7 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 		i := slices.Index(w.segments, s)
 		l.synced = syncPoint{s.header.base, *w.ending(i)}
 		s.linked = true
+		l.gap = s
 		l.store.warn.warn("sync failed; acknowledged messages may not outlive a power failure", l.name, "log", l.name,
 			"file", s.log.path, "from", from, "to", l.synced.at.offset, "error", cause)
 		l.settle(s)

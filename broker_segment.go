@@ -47,6 +47,10 @@ type segment struct {
 
 	harmMu sync.Mutex // guards harm
 	harm   []harm     // what is known to be damaged
+
+	// straightened: the index has been made anew because it led astray. It is done once:
+	// what the file has where the index was told that a batch begins may change under it.
+	straightened atomic.Bool
 }
 
 // harm is a damaged part of a segment.

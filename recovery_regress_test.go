@@ -201,3 +201,73 @@ func TestReadBetweenDamages(t *testing.T) {
 	r.Release()
 	require.NoError(t, d.Close())
 }
+
+// Where bytes are gone from a segment, or have been put in, what stands behind is found by
+// whoever looks for it there, not only by who reads on from the damage: the index led
+// searches and readers to places where no batch begins, and they took what stands there for
+// damaged.
+func TestSearchBehindShiftedBatches(t *testing.T) {
+	const each = 200
+	takeOut := func(b []byte) []byte { return slices.Delete(b, segmentHeaderSize+100, segmentHeaderSize+130) }
+	putIn := func(b []byte) []byte { return slices.Insert(b, segmentHeaderSize+100, make([]byte, 30)...) }
+	for _, c := range []struct {
+		name   string
+		shift  func(b []byte) []byte
+		behind int // messages in the segment behind
+	}{
+		{"taken out of the last segment", takeOut, 0},
+		{"taken out of another", takeOut, 1},
+		{"put into another", putIn, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			open := func(dir string) (*dataDir, PartitionLog) {
+				d, l := openDamaged(t, dir)
+				l.Configure(LogConfig{SegmentBytes: 1 << 20})
+				return d, l
+			}
+			for life := range 2 {
+				d, l := open(dir)
+				for i := range each {
+					appendValues(t, l, 1, int64(life*each+i)*10)
+				}
+				require.NoError(t, d.Close())
+			}
+			d, l := openDamaged(t, dir) // With segments so small that another is begun.
+			for range c.behind {
+				appendValues(t, l, 1, 1<<20)
+			}
+			require.NoError(t, d.Close())
+			segments, err := filepath.Glob(filepath.Join(dir, topicsName, "*", "0", "*"+segmentSuffix))
+			require.NoError(t, err)
+			require.Len(t, segments, 1+c.behind)
+			damageFile(t, segments[0], c.shift)
+			const wanted = each // Of it there is an entry: the log was closed there.
+			for what, look := range map[string]func(l PartitionLog) int64{
+				"read": func(l PartitionLog) int64 {
+					r, err := l.Read(t.Context(), wanted, 1)
+					require.NoError(t, err)
+					defer r.Release()
+					return batch(r.Batches).baseOffset()
+				},
+				"time": func(l PartitionLog) int64 {
+					offset, err := l.OffsetAt(t.Context(), wanted*10)
+					require.NoError(t, err)
+					return offset
+				},
+				"epoch": func(l PartitionLog) int64 {
+					end, err := l.EpochEnd(t.Context(), 1)
+					require.NoError(t, err)
+					return end
+				},
+			} {
+				// Nobody has read there before, nor made the index anew.
+				as := t.TempDir()
+				require.NoError(t, os.CopyFS(as, os.DirFS(dir)))
+				d, l := open(as)
+				require.Equal(t, int64(wanted), look(l), what)
+				require.NoError(t, d.Close())
+			}
+		})
+	}
+}

@@ -61,6 +61,7 @@ func makeRecoveryTemplate(t testing.TB, name string, how lifeEnd, seed uint64, s
 	rng := rand.New(rand.NewPCG(seed, 1))
 	files := newMemFiles(seed)
 	require.NoError(t, files.mkdir("/srv"))
+	require.NoError(t, files.syncDir("/"))
 	m := &recoveryTemplate{
 		name: name, config: LogConfig{SegmentBytes: segmentBytes},
 		logs: make(map[logKey]*recoveryLog), words: make(map[string]bool),
