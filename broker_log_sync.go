@@ -51,11 +51,7 @@ func (l *diskLog) syncWritten(all bool) error {
 			if l.dropped(s) {
 				continue
 			}
-			if err := l.syncSegment(s); err != nil {
-				return l.syncFailed(s, err)
-			}
-			l.synced = syncPoint{s.header.base, *end}
-			if err := l.bridge(s, *end); err != nil {
+			if err := l.syncUpTo(s, *end); err != nil {
 				return l.syncFailed(s, err)
 			}
 		}
@@ -78,6 +74,15 @@ func (l *diskLog) syncWritten(all bool) error {
 		}
 	}
 	return nil
+}
+
+// syncUpTo syncs what has been written of a segment.
+func (l *diskLog) syncUpTo(s *segment, end indexEntry) error {
+	if err := l.syncSegment(s); err != nil {
+		return err
+	}
+	l.synced = syncPoint{s.header.base, end}
+	return l.bridge(s, end)
 }
 
 // syncSegment syncs a segment's file, and its name when it is new.
