@@ -64,6 +64,7 @@ func TestSendCancelled(t *testing.T) {
 func TestSendPastItsDeadline(t *testing.T) {
 	b := quietBroker(t, WithTopic("demo", 1))
 	c := quietClient(t, b)
+	require.NoError(t, c.Ping(t.Context())) // There is a connection, and nothing to wait for.
 	p := faultProducer(t, c, WithDeliveryTimeout(1))
 	err := p.SendMessages(t.Context(), messages(100))
 	require.ErrorIs(t, err, context.DeadlineExceeded)

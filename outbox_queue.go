@@ -238,6 +238,13 @@ func (q *outQueue) expireLocked(limit time.Duration, state string, left func(*en
 	return failed
 }
 
+// lateLocked tells whether a message that was handed over before limit is still in the
+// batch.
+func (b *outBatch) lateLocked(limit time.Duration) bool {
+	i := slices.IndexFunc(b.entries, func(e entry) bool { return e.to != nil })
+	return i >= 0 && b.entries[i].at <= limit
+}
+
 // landedLocked takes a batch out of those under way.
 func (q *outQueue) landedLocked(b *outBatch) {
 	q.flying = slices.DeleteFunc(q.flying, func(other *outBatch) bool { return other == b })

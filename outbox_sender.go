@@ -221,6 +221,10 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 			given = append(given, q.failPendingLocked(q.missing)...)
 			continue
 		}
+		if late := s.box.age() - s.box.cfg.deliveryTimeout; q.pending[0].lateLocked(late) {
+			given = append(given, q.expireLocked(late, s.box.client.pool.state().String(), func(*entry) {})...)
+			continue
+		}
 		size := q.pending[0].size()
 		if req != nil && (req.size+size > s.requestBytes() || len(req.batches) == maxRequestParts || !s.batches) {
 			break
