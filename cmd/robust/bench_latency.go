@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+// pace sends each message when it is due, which stands in its first 8 bytes.
+func (c *benchLatencyCmd) pace(ctx context.Context, producer *robust.AsyncProducer, topic string, base time.Time, stop context.CancelCauseFunc) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	began := time.Since(base)
+	for i := range c.Number {
+		due := began + time.Duration(float64(i)/float64(c.Rate)*float64(time.Second))
+		if wait := due - time.Since(base); wait > 0 {
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		value := make([]byte, c.Size)
+		binary.BigEndian.PutUint64(value, uint64(due))
+		err := producer.SendFunc(ctx, robust.NewMessage(topic, value), func(_ *robust.Message, _ robust.Receipt, err error) {
+			if err != nil {
+				stop(err)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read tells of each message of a partition when it was due.
+func (c *benchLatencyCmd) read(ctx context.Context, client *robust.Client, topic string, p int32, from int64, note func(due time.Duration)) error {
+	consumer, err := client.PartitionConsumer(topic, p, robust.WithStartOffset(from))
+	if err != nil {
+		return err
+	}
+	defer consumer.Close()
+	for m, err := range consumer.All(ctx) {
+		switch {
+		case errors.Is(err, errEnough):
+			return nil
+		case err != nil:
+			return err
+		case len(m.Value) < 8:
+			continue // Another's, in a topic that is used otherwise, too.
+		}
+		note(time.Duration(binary.BigEndian.Uint64(m.Value)))
+	}
+	return nil
+}
+
+// latencyView is a histogram in microseconds.
+type latencyView struct {
+	Min  int64 `json:"min_us"`
+	P50  int64 `json:"p50_us"`
+	P90  int64 `json:"p90_us"`
+	P99  int64 `json:"p99_us"`
+	P999 int64 `json:"p999_us"`
+	Max  int64 `json:"max_us"`
+}
+
+func viewLatency(h *hdrhistogram.Histogram) *latencyView {
+	return &latencyView{
+		Min: h.Min(), P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90),
+		P99: h.ValueAtQuantile(99), P999: h.ValueAtQuantile(99.9), Max: h.Max(),
+	}
+}
+
+// write prints the result for people.
+func (r *measured) write(w io.Writer) {
+	fmt.Fprintf(w, "%s: %s in %v, %.0f messages/s, %s/s\n", r.Name, plural(r.Messages, "message"),
+		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate, bytesText(int64(float64(r.Bytes)/max(r.Seconds, 1e-9))))
+	if r.Latency == nil {
+		return
+	}
+	l := r.Latency
+	fmt.Fprintln(w)
+	row(w, "MIN", "P50", "P90", "P99", "P99.9", "MAX")
+	row(w, micros(l.Min), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.P999), micros(l.Max))
+	fmt.Fprintln(w)
+	row(w, "UP TO", "MESSAGES")
+	writeBars(w, r.hist)
+}
+
+// writeBars draws how many messages took how long, in steps of 1, 2, 5, 10 and so on.
+func writeBars(w io.Writer, h *hdrhistogram.Histogram) {
+	var bounds, counts []int64
+	at, step := int64(1), 0
+	bound := func() int64 { return at * []int64{1, 2, 5}[step] }
+	for _, bar := range h.Distribution() {
+		if bar.Count == 0 {
+			continue
+		}
+		for bar.To > bound() {
+			if step++; step == 3 {
+				at, step = at*10, 0
+			}
+		}
+		if n := len(bounds); n == 0 || bounds[n-1] != bound() {
+			bounds, counts = append(bounds, bound()), append(counts, 0)
+		}
+		counts[len(counts)-1] += bar.Count
+	}
+	most := int64(1)
+	for _, n := range counts {
+		most = max(most, n)
+	}
+	for i, n := range counts {
+		row(w, micros(bounds[i]), n, strings.Repeat("█", int((n*40+most-1)/most)))
+	}
+}
+
+// micros is a latency for people.
+func micros(us int64) string { return (time.Duration(us) * time.Microsecond).String() }

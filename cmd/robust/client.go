@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+// connect returns a client that has reached a broker.
+func (a *app) connect(ctx context.Context, opts ...robust.Option) (*robust.Client, error) {
+	logger := slog.DiscardHandler
+	if a.verbose {
+		logger = newLogHandler(a.stderr, "auto", slog.LevelDebug)
+	}
+	opts = append([]robust.Option{
+		robust.WithBrokers(a.brokers...),
+		robust.WithClientID("robust-cli"),
+		robust.WithLogger(slog.New(logger)),
+		robust.WithConnectionTimeout(a.timeout),
+	}, opts...)
+	client, err := robust.New(opts...)
+	if err != nil {
+		return nil, err
+	}
+	look, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	if err := client.Ping(look); err != nil {
+		client.Close()
+		if ctx.Err() == nil && (errors.Is(err, robust.ErrNoBroker) || errors.Is(err, context.DeadlineExceeded)) {
+			return nil, &exitError{code: exitNoBroker, err: err, hint: noBrokerHint(a)}
+		}
+		return nil, err
+	}
+	return client, nil
+}
+
+// withAdmin calls fn with an admin handle, within the time for small answers.
+func (a *app) withAdmin(ctx context.Context, fn func(ctx context.Context, admin *robust.AdminClient) error) error {
+	client, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return fn(ctx, client.Admin())
+}

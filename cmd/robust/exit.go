@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+// The exit codes. README.md has the same table.
+const (
+	exitOK          = 0
+	exitFailure     = 1   // what no other code stands for
+	exitUsage       = 2   // the command line, or a value in it, makes no sense
+	exitNoBroker    = 3   // no broker can be reached
+	exitNotFound    = 4   // there is no such topic, partition, group or offset
+	exitConflict    = 5   // the topic exists, the group has members, the directory is in use
+	exitDamaged     = 6   // the data directory is damaged
+	exitUndelivered = 7   // some messages were not stored
+	exitInterrupted = 130 // a signal came before everything was done
+	exitPipe        = 141 // whoever reads the output has gone
+)
+
+const exitCodesHelp = `Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no broker; 4 not found; 5 in conflict with what is there; ` +
+	`6 damaged data; 7 messages not stored; 130 interrupted; 141 the reader of the output has gone.`
+
+// exitError ends a command with a code of its own.
+type exitError struct {
+	code int
+	err  error  // nil: everything was said
+	hint string // what to do next
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// usageErrorf is for values that are only seen to be wrong when the command runs.
+func usageErrorf(hint, format string, args ...any) error {
+	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...), hint: hint}
+}
+
+// report tells a command's error, with what can be done about it, and returns the exit
+// code.
+func report(stderr io.Writer, a *app, err error) int {
+	if err == nil {
+		return exitOK
+	}
+	code, hint := explain(a, err)
+	if errors.Is(err, syscall.EPIPE) {
+		return exitPipe
+	}
+	var own *exitError
+	if errors.As(err, &own) && own.err == nil {
+		return own.code
+	}
+	// The client's errors name the package, as the program's do.
+	fmt.Fprintln(stderr, "robust:", errText(err))
+	if hint != "" {
+		fmt.Fprintln(stderr, "  "+hint)
+	}
+	return code
+}
+
+// errText is an error without the package's name in front, which is the program's, too.
+func errText(err error) string { return strings.TrimPrefix(err.Error(), "robust: ") }
+
+// aboutError is about one of several things that were named.
+type aboutError struct {
+	noun, name string
+	err        error
+}
+
+func aboutOne(noun, name string, err error) error {
+	return &aboutError{noun: noun, name: name, err: err}
+}
+
+func (e *aboutError) Error() string { return fmt.Sprintf("%s %s: %s", e.noun, e.name, errText(e.err)) }
+
+func (e *aboutError) Unwrap() error { return e.err }
+
+// explain finds code and hint for an error.
+func explain(a *app, err error) (code int, hint string) {
+	var own *exitError
+	if errors.As(err, &own) {
+		return own.code, own.hint
+	}
+	for _, known := range []struct {
+		err  error
+		code int
+		hint string
+	}{
+		{robust.ErrTopicNotFound, exitNotFound, "robust topic list shows what there is, robust topic create NAME makes one"},
+		{robust.ErrPartitionNotFound, exitNotFound, "robust topic describe NAME shows the partitions"},
+		{robust.ErrGroupNotFound, exitNotFound, "robust group list shows what there is"},
+		{robust.ErrOffsetOutOfRange, exitNotFound, "robust topic describe NAME shows the offsets"},
+		{robust.ErrTopicExists, exitConflict, "robust topic describe NAME shows it, --if-not-exists is content with it"},
+		{robust.ErrGroupNotEmpty, exitConflict, "stop its members first; robust group describe ID shows them"},
+		{robust.ErrDataDirInUse, exitConflict, "stop the broker that works there, or give another directory with --data"},
+		{robust.ErrInvalidConfig, exitUsage, ""},
+		{robust.ErrInvalidRequest, exitUsage, ""},
+		{robust.ErrMessageTooLarge, exitUsage, "the broker's --max-frame and the topic's max.message.bytes bound messages"},
+		{robust.ErrCorrupt, exitDamaged, "stop the broker; robust log check DIR says what is damaged"},
+		{robust.ErrStorage, exitFailure, "the broker's log says what its disk has; robust log check DIR reads a directory"},
+		{robust.ErrNoBroker, exitNoBroker, noBrokerHint(a)},
+		{syscall.EADDRINUSE, exitConflict, "another program listens there: give another address, or port 0 for a free one"},
+		{context.Canceled, exitInterrupted, ""},
+	} {
+		if errors.Is(err, known.err) {
+			return known.code, known.hint
+		}
+	}
+	return exitFailure, ""
+}
+
+func noBrokerHint(a *app) string {
+	return fmt.Sprintf("is one running at %s? robust serve starts one; --brokers or ROBUST_BROKERS name another",
+		strings.Join(a.brokers, ", "))
+}

@@ -1,0 +1,116 @@
+// Robust is the command line of the Robust message queue: the broker as a server, and what
+// one needs beside it to see what is there, to send and to read. README.md describes it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// cli is what may stand on the command line. The comments of its fields are their help.
+type cli struct {
+	Brokers []string         `short:"b" env:"ROBUST_BROKERS" default:"localhost:8686" placeholder:"HOST:PORT" help:"Brokers to begin with (${env})."`
+	Timeout time.Duration    `env:"ROBUST_TIMEOUT" default:"5s" help:"How long to look for a broker, and to wait for an answer of few bytes (${env})."`
+	Output  string           `short:"o" enum:"table,json" default:"table" env:"ROBUST_OUTPUT" help:"Form of results: table or json (${env})."`
+	Config  kong.ConfigFlag  `env:"ROBUST_CONFIG" placeholder:"FILE" help:"TOML file with values for flags (${env}; robust.toml in the user's configuration directory if it is there)."`
+	Verbose bool             `short:"v" help:"Log what the client does about failures."`
+	Version kong.VersionFlag `help:"Print the version and end."`
+
+	Serve   serveCmd   `cmd:"" help:"Run a broker."`
+	Topic   topicCmd   `cmd:"" help:"Create, list, describe and delete topics."`
+	Produce produceCmd `cmd:"" help:"Send messages from standard input or files."`
+	Consume consumeCmd `cmd:"" help:"Read messages."`
+	Group   groupCmd   `cmd:"" help:"List, describe, reset and delete consumer groups."`
+	Log     logCmd     `cmd:"" help:"Check or repair the data directory of a broker that is not running."`
+	Bench   benchCmd   `cmd:"" help:"Measure a broker."`
+
+	Completion completionCmd `cmd:"" help:"Print what makes a shell complete commands, flags, topics and groups."`
+}
+
+func main() {
+	// A pipe whose reader has gone makes writes fail, and what was read can end in good order.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The second signal kills.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run does what args ask for and returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr *os.File) int {
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("robust"),
+		kong.Description("The Robust message queue: a broker, and tools beside it.\n\n"+exitCodesHelp),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Configuration(loadTOML, configFiles()...),
+		kong.Vars{"version": version()},
+		kong.Writers(stdout, stderr),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if err != nil {
+		fmt.Fprintln(stderr, "robust:", err)
+		return exitFailure
+	}
+	completeWords(parser)
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return reportUsage(stderr, err)
+	}
+	a := &app{
+		stdin: stdin, stdout: stdout, stderr: stderr,
+		brokers: c.Brokers, timeout: c.Timeout, json: c.Output == "json", verbose: c.Verbose,
+	}
+	return report(stderr, a, parsed.Run(a))
+}
+
+// reportUsage says what is wrong with the command line and where to read on.
+func reportUsage(stderr io.Writer, err error) int {
+	fmt.Fprintln(stderr, "robust:", err)
+	help := "robust --help"
+	var wrong *kong.ParseError
+	if errors.As(err, &wrong) && wrong.Context != nil {
+		if command := wrong.Context.Selected(); command != nil {
+			help = command.FullPath() + " --help"
+		}
+	}
+	fmt.Fprintf(stderr, "  see: %s\n", help)
+	return exitUsage
+}
+
+// app is what every command is given.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr *os.File
+	brokers        []string
+	timeout        time.Duration
+	json, verbose  bool
+}
+
+// configFiles are read when they are there, the later before the earlier.
+func configFiles() []string {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return nil
+	}
+	return []string{filepath.Join(dir, "robust", "robust.toml")}
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "robust (devel)"
+	}
+	return fmt.Sprintf("robust %s %s", info.Main.Version, info.GoVersion)
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"encoding"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+// position is a place in the log of a partition, as the command line names it.
+type position struct {
+	offset int64     // or OffsetOldest, OffsetNewest
+	at     time.Time // beats offset
+}
+
+var _ encoding.TextUnmarshaler = (*position)(nil)
+
+const positionHelp = "oldest, newest, an offset, a time (2006-01-02, 2006-01-02T15:04:05Z) or a span back from now (-90m)"
+
+// UnmarshalText reads what positionHelp names.
+func (p *position) UnmarshalText(raw []byte) error {
+	text := string(raw)
+	*p = position{}
+	switch text {
+	case "oldest":
+		p.offset = robust.OffsetOldest
+		return nil
+	case "newest":
+		p.offset = robust.OffsetNewest
+		return nil
+	}
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
+		p.offset = n
+		return nil
+	}
+	if back, found := strings.CutPrefix(text, "-"); found {
+		if d, err := time.ParseDuration(back); err == nil {
+			p.at = time.Now().Add(-d)
+			return nil
+		}
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateTime, time.DateOnly} {
+		if at, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			p.at = at
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is none of %s", text, positionHelp)
+}
+
+func (p position) consumerOption() robust.ConsumerOption {
+	if !p.at.IsZero() {
+		return robust.WithStartTime(p.at)
+	}
+	return robust.WithStartOffset(p.offset)
+}
+
+func (p position) resetTo() robust.ResetTo {
+	if !p.at.IsZero() {
+		return robust.ToTime(p.at)
+	}
+	return robust.ToOffset(p.offset)
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"encoding"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+type produceCmd struct {
+	Topic        string            `arg:"" predictor:"topic" help:"Topic to send to."`
+	Files        []string          `arg:"" optional:"" predictor:"file" help:"Files to read, - for standard input (the default)."`
+	Format       string            `short:"f" enum:"line,json,whole" default:"line" help:"What a message is: a line; a line of JSON as robust consume -f json prints; or a whole file."`
+	KeySeparator string            `short:"k" placeholder:"TEXT" help:"The key stands before this in a line, the value behind it; a line without it has no key."`
+	Header       map[string]string `short:"H" mapsep:"none" placeholder:"NAME=VALUE" help:"Header of every message; may be given more than once."`
+	Partition    int32             `short:"p" default:"-1" placeholder:"N" help:"Partition for every message, instead of by key."`
+	Compression  compressionFlag   `short:"z" default:"none" placeholder:"NAME" help:"none, gzip, snappy, lz4 or zstd."`
+	Acks         string            `enum:"stored,synced" default:"stored" help:"synced: a message counts as stored when it has reached the disk."`
+	MaxLine      int               `default:"16777216" placeholder:"BYTES" help:"Longest line that is read."`
+	Grace        time.Duration     `default:"10s" help:"How long to wait for the results of what was sent when a signal comes."`
+	Quiet        bool              `short:"q" help:"Show no progress and no summary."`
+}
+
+// Validate is kong's.
+func (c *produceCmd) Validate() error {
+	if c.Partition < robust.PartitionAny {
+		return fmt.Errorf("--partition: %d is below 0", c.Partition)
+	}
+	if c.KeySeparator != "" && c.Format != "line" {
+		return fmt.Errorf("--key-separator is for lines, not for --format %s", c.Format)
+	}
+	if c.MaxLine < 1 {
+		return errors.New("--max-line is to be above 0")
+	}
+	return nil
+}
+
+// compressionFlag is a robust.Compression on the command line.
+type compressionFlag struct{ robust.Compression }
+
+var _ encoding.TextUnmarshaler = (*compressionFlag)(nil)
+
+// UnmarshalText reads the name of a compression.
+func (f *compressionFlag) UnmarshalText(text []byte) error {
+	for _, c := range []robust.Compression{
+		robust.CompressionNone, robust.CompressionGzip, robust.CompressionSnappy, robust.CompressionLZ4, robust.CompressionZstd,
+	} {
+		if c.String() == string(text) {
+			f.Compression = c
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is none of none, gzip, snappy, lz4 and zstd", text)
+}
+
+// tally counts what became of messages. Its callback is called from one goroutine at a
+// time, the rest from any.
+type tally struct {
+	mu      sync.Mutex
+	stored  int64
+	bytes   int64
+	failed  int64
+	unknown int64 // may have been stored: their results did not come
+	first   error // of those that failed
+	where   string
+	fail    context.CancelCauseFunc
+}
+
+// done notes a result.
+func (t *tally) done(m *robust.Message, _ robust.Receipt, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		t.stored++
+		t.bytes += int64(len(m.Key) + len(m.Value))
+		return
+	}
+	if errors.Is(err, robust.ErrClosed) || errors.Is(err, context.Canceled) {
+		t.unknown++
+		return
+	}
+	t.failed++
+	if t.first == nil {
+		t.first = err
+		t.where, _ = m.Metadata.(string)
+	}
+	t.fail(err)
+}
+
+// now is for the progress bar.
+func (t *tally) now() (messages, bytes int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stored, t.bytes
+}
+
+// Run sends what it reads until the input ends, a message fails or a signal comes.
+func (c *produceCmd) Run(ctx context.Context, a *app) error {
+	in, err := c.open(a)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	acks := robust.AcksStored
+	if c.Acks == "synced" {
+		acks = robust.AcksSynced
+	}
+	client, err := a.connect(ctx, robust.WithAcks(acks), robust.WithCompression(c.Compression.Compression))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	// Whether the topic is there is told before anything is read. One that the broker is to
+	// create with the first message is not there yet, and sending tells then.
+	producer, err := client.AsyncProducer()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	work, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	t := &tally{fail: fail}
+	bar := a.startProgress(c.Quiet, in.size, t.now)
+	sent, readErr := c.send(work, producer, in, t)
+	// What was sent before a signal came is waited for, however it came.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.graceAfter(ctx))
+	defer cancel()
+	closeErr := producer.Shutdown(end)
+	bar.stop()
+	return c.conclude(ctx, a, t, conclusion{sent: sent, read: readErr, close: closeErr, took: time.Since(began)})
+}
+
+// graceAfter is how long results are waited for: the client's own bounds decide unless
+// somebody wants the program to end.
+func (c *produceCmd) graceAfter(ctx context.Context) time.Duration {
+	if ctx.Err() != nil {
+		return c.Grace
+	}
+	return 10 * time.Minute
+}
+
+// send hands messages to the producer until there are no more, and returns how many.
+func (c *produceCmd) send(ctx context.Context, producer *robust.AsyncProducer, in *input, t *tally) (int64, error) {
+	var sent int64
+	for {
+		m, err := in.next(ctx)
+		if errors.Is(err, io.EOF) {
+			return sent, nil
+		}
+		if err != nil {
+			return sent, err
+		}
+		m.Topic = c.Topic
+		if m.Partition = c.Partition; len(c.Header) > 0 {
+			if m.Headers == nil {
+				m.Headers = make(map[string]string, len(c.Header))
+			}
+			for name, value := range c.Header {
+				m.Headers[name] = value
+			}
+		}
+		if err := producer.SendFunc(ctx, m, t.done); err != nil {
+			if ctx.Err() == nil {
+				return sent, fmt.Errorf("%v: %w", m.Metadata, err)
+			}
+			return sent, context.Cause(ctx)
+		}
+		sent++
+	}
+}
+
+// conclusion is how sending has ended.
+type conclusion struct {
+	sent        int64
+	read, close error
+	took        time.Duration
+}
+
+// conclude says what became of the messages. It is the last thing that is printed.
+func (c *produceCmd) conclude(ctx context.Context, a *app, t *tally, end conclusion) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// What has no result by now may have been stored.
+	t.unknown = max(t.unknown, end.sent-t.stored-t.failed)
+	interrupted := ctx.Err() != nil
+	summary := map[string]any{
+		"topic": c.Topic, "stored": t.stored, "bytes": t.bytes, "failed": t.failed, "unknown": t.unknown,
+		"interrupted": interrupted, "seconds": end.took.Seconds(),
+	}
+	text := fmt.Sprintf("%s stored in topic %s, %s in %v", plural(t.stored, "message"), c.Topic, bytesText(t.bytes), end.took.Round(time.Millisecond))
+	if interrupted {
+		text = "interrupted: " + text
+	}
+	if t.failed > 0 {
+		text += fmt.Sprintf("; %d not stored", t.failed)
+	}
+	if t.unknown > 0 {
+		text += fmt.Sprintf("; of %d it is not known", t.unknown)
+	}
+	// What went wrong stands before the summary, which is the last line.
+	code := exitOK
+	switch {
+	case t.failed > 0:
+		code = exitUndelivered
+		known, hint := explain(a, t.first)
+		if known != exitFailure {
+			code = known
+		}
+		fmt.Fprintf(a.stderr, "robust: %s: %s\n", t.where, errText(t.first))
+		if hint != "" {
+			fmt.Fprintln(a.stderr, "  "+hint)
+		}
+	case interrupted:
+		code = exitInterrupted
+	case end.read != nil:
+		code = report(a.stderr, a, end.read)
+	case end.close != nil && t.unknown > 0:
+		code = exitUndelivered
+		fmt.Fprintln(a.stderr, "robust:", errText(end.close))
+	}
+	if a.json {
+		if err := a.show(summary, nil); err != nil {
+			return err
+		}
+	}
+	if !c.Quiet && !a.json {
+		fmt.Fprintln(a.stderr, text)
+	}
+	if code != exitOK {
+		return &exitError{code: code}
+	}
+	return nil
+}

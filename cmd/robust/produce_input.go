@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/aminofox/robust-go-sdk"
+)
+
+// input makes messages of what it reads. Reading may block for ever, as a terminal does,
+// so it has a goroutine of its own, which a program that ends leaves behind.
+type input struct {
+	size   int64 // of all files in bytes; -1 where it is not known
+	files  []*os.File
+	ch     chan item
+	ctx    context.Context //nolint:containedctx // ends the goroutine, when the input is closed
+	cancel context.CancelFunc
+}
+
+type item struct {
+	m   *robust.Message
+	err error
+}
+
+// open opens all files, so that one that is missing is noticed before anything is sent.
+func (c *produceCmd) open(a *app) (*input, error) {
+	in := &input{ch: make(chan item, 64)}
+	in.ctx, in.cancel = context.WithCancel(context.Background())
+	names := c.Files
+	if len(names) == 0 {
+		names = []string{"-"}
+	}
+	type source struct {
+		name string
+		r    io.Reader
+	}
+	var sources []source
+	for _, name := range names {
+		if name == "-" {
+			in.size = addSize(in.size, a.stdin)
+			sources = append(sources, source{"standard input", a.stdin})
+			continue
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			in.close()
+			return nil, &exitError{code: exitUsage, err: err}
+		}
+		in.files = append(in.files, f)
+		in.size = addSize(in.size, f)
+		sources = append(sources, source{name, f})
+	}
+	go func() {
+		defer close(in.ch)
+		for _, s := range sources {
+			if err := c.read(in, s.name, s.r); err != nil {
+				in.put(item{err: err})
+				return
+			}
+		}
+	}()
+	return in, nil
+}
+
+// addSize adds the size of a regular file.
+func addSize(size int64, r io.Reader) int64 {
+	f, ok := r.(*os.File)
+	if !ok || size < 0 {
+		return -1
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return -1
+	}
+	return size + info.Size()
+}
+
+func (in *input) put(i item) bool {
+	select {
+	case in.ch <- i:
+		return true
+	case <-in.ctx.Done():
+		return false
+	}
+}
+
+// next returns io.EOF behind the last message.
+func (in *input) next(ctx context.Context) (*robust.Message, error) {
+	// A signal beats what has been read already.
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case i, ok := <-in.ch:
+		if !ok {
+			return nil, io.EOF
+		}
+		return i.m, i.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (in *input) close() {
+	in.cancel()
+	for _, f := range in.files {
+		f.Close()
+	}
+}
+
+// read puts the messages of one file.
+func (c *produceCmd) read(in *input, name string, r io.Reader) error {
+	if c.Format == "whole" {
+		value, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		m := robust.NewMessage("", value)
+		m.Metadata = name
+		in.put(item{m: m})
+		return nil
+	}
+	lines := bufio.NewReaderSize(r, 64<<10)
+	for n := 1; ; n++ {
+		where := fmt.Sprintf("%s, line %d", name, n)
+		line, err := readLine(lines, c.MaxLine)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", where, err)
+		}
+		m, err := c.message(line)
+		if err != nil {
+			return usageErrorf("lines of JSON look like this: {\"key\":\"ann\",\"value\":\"two books\"}", "%s: %w", where, err)
+		}
+		m.Metadata = where
+		if !in.put(item{m: m}) {
+			return nil
+		}
+	}
+}
+
+// readLine returns a line without its end, and the last one also if it has none.
+func readLine(r *bufio.Reader, limit int) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		if len(line) > limit+1 {
+			return nil, usageErrorf("--max-line sets another limit, --format whole sends a file as one message",
+				"the line is longer than %d bytes", limit)
+		}
+		switch {
+		case err == nil:
+			return line[:len(line)-1], nil
+		case errors.Is(err, io.EOF) && len(line) > 0:
+			return line, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+	}
+}
+
+// message makes a message of a line.
+func (c *produceCmd) message(line []byte) (*robust.Message, error) {
+	if c.Format == "json" {
+		return messageOfJSON(line)
+	}
+	if c.KeySeparator != "" {
+		if key, value, found := bytes.Cut(line, []byte(c.KeySeparator)); found {
+			return robust.NewMessageWithKey("", key, value), nil
+		}
+	}
+	return robust.NewMessage("", line), nil
+}
+
+// messageJSON is a message as produce reads and consume prints it. Of key and value the
+// text stands there if it is valid UTF-8, else base64 under the other name.
+type messageJSON struct {
+	Topic       string            `json:"topic,omitempty"`
+	Partition   int32             `json:"partition"`
+	Offset      int64             `json:"offset"`
+	Timestamp   int64             `json:"timestamp"` // Unix milliseconds
+	Key         *string           `json:"key,omitempty"`
+	KeyBase64   []byte            `json:"key_base64,omitempty"`
+	Value       json.RawMessage   `json:"value,omitempty"`
+	ValueBase64 []byte            `json:"value_base64,omitempty"`
+	Headers     map[string]string `json:"headers,omitempty"`
+}
+
+// messageOfJSON reads a line. A value that is not a string is sent as the JSON that it is.
+func messageOfJSON(line []byte) (*robust.Message, error) {
+	var j messageJSON
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&j); err != nil {
+		return nil, err
+	}
+	if decoder.More() {
+		return nil, errors.New("something follows the object")
+	}
+	m := robust.NewMessage("", j.ValueBase64)
+	m.Timestamp, m.Headers = j.Timestamp, j.Headers
+	if m.Key = j.KeyBase64; j.Key != nil {
+		m.Key = []byte(*j.Key)
+	}
+	switch {
+	case j.Value == nil || string(j.Value) == "null":
+	case j.Value[0] == '"':
+		var text string
+		if err := json.Unmarshal(j.Value, &text); err != nil {
+			return nil, err
+		}
+		m.Value = []byte(text)
+	default:
+		m.Value = j.Value
+	}
+	return m, nil
+}
