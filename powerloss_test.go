@@ -485,7 +485,7 @@ func TestPowerLoss(t *testing.T) {
 		trace = func(text string) { t.Log(text) }
 	}
 	failed := 0
-	for seed := first; seed < first+envCount(t, "ROBUST_POWERLOSS", 1000) && failed < 5; seed++ {
+	for seed := first; seed < first+envCount(t, "ROBUST_POWERLOSS", 300) && failed < 5; seed++ {
 		var problems string
 		synctest.Test(t, func(t *testing.T) { problems = runLab(t.Context(), uint64(seed), trace) })
 		if problems != "" {

@@ -189,7 +189,7 @@ func (r *faultRun) run(ctx context.Context) (operations int64) {
 // some of them. ROBUST_FAULTS=all does all of it.
 func TestStorageFaults(t *testing.T) {
 	all := os.Getenv("ROBUST_FAULTS") == "all"
-	seeds, stride := uint64(6), int64(97)
+	seeds, stride := uint64(6), int64(293)
 	if all {
 		seeds, stride = 9, 1
 	}
