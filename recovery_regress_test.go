@@ -2,11 +2,14 @@ package robust
 
 import (
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -269,5 +272,57 @@ func TestSearchBehindShiftedBatches(t *testing.T) {
 				require.NoError(t, d.Close())
 			}
 		})
+	}
+}
+
+// What was acknowledged as synced behind a segment that could not be synced outlives a power
+// failure: recovery ended the log where that segment was gone.
+func TestSyncedBehindFailedSync(t *testing.T) {
+	for seed := range uint64(40) {
+		files := newMemFiles(seed)
+		open := func() (*dataDir, PartitionLog) {
+			d, err := openDataDir(files, "/data", SyncInterval(time.Hour), newWarner(slog.New(slog.DiscardHandler)))
+			require.NoError(t, err)
+			return d, openTestLog(t, d, LogConfig{SegmentBytes: 1 << 20}, nil)
+		}
+		put := func(l PartitionLog) AppendResult {
+			done := make(chan AppendResult, 1)
+			l.Append(appendBatch(nil, &Message{Value: make([]byte, 2000)}), AcksSynced, func(r AppendResult) { done <- r })
+			return <-done
+		}
+		d, l := open()
+		require.NoError(t, files.syncDir("/"))
+		require.NoError(t, put(l).Err)
+		files.setFault(func(op fileOp) fault {
+			switch {
+			case op.kind == "open" && strings.HasSuffix(op.path, indexSuffix):
+				return fault{err: syscall.EIO}
+			case op.kind == "sync" && strings.HasSuffix(op.path, segmentSuffix):
+				return fault{err: syscall.EIO, drop: true}
+			}
+			return fault{}
+		})
+		require.ErrorIs(t, put(l).Err, ErrStorage)
+		require.ErrorIs(t, put(l).Err, ErrStorage) // In a segment of its own.
+		// The indexes of those before cannot be written either: they would say it, too.
+		files.setFault(func(op fileOp) fault {
+			if op.kind == "open" && strings.HasSuffix(op.path, indexSuffix) && !strings.HasSuffix(op.path, "03"+indexSuffix) {
+				return fault{err: syscall.EIO}
+			}
+			return fault{}
+		})
+		last := put(l)
+		require.NoError(t, last.Err)
+		require.Equal(t, int64(3), last.BaseOffset)
+		old := files
+		files = old.crash(rand.New(rand.NewPCG(seed, 3)))
+		_ = d.Close() // All that it does fails.
+		d, l = open()
+		r, err := l.Read(t.Context(), last.BaseOffset, 1)
+		require.NoError(t, err, "seed %d", seed)
+		require.NotEmpty(t, r.Batches, "seed %d", seed)
+		require.Equal(t, last.BaseOffset, batch(r.Batches).baseOffset())
+		r.Release()
+		require.NoError(t, d.Close())
 	}
 }
