@@ -40,7 +40,7 @@ test: ## vet and test every module, with the race detector where it can run
 	@[ -n '$(RACE)' ] || echo 'cgo is off, mostly for want of a C compiler: the tests run without the race detector'
 	@set -e; for dir in $(MODULES); do \
 		echo "test $$dir"; \
-		(cd $$dir && $(GO) vet ./... && $(GO) test $(RACE) -shuffle=on ./...); \
+		(cd $$dir && $(GO) vet ./... && $(GO) test $(RACE) -shuffle=on -timeout 20m ./...); \
 	done
 
 fmt: ## format every file

@@ -226,7 +226,7 @@ func (m *producersModel) verdict(p producerFields, count int32, now int64) (base
 // taken back; now and then all is written and read again. What the states say is what
 // the whole log says.
 func TestProducerStatesModel(t *testing.T) {
-	for seed := range uint64(envCount(t, "ROBUST_PRODUCERS", 200)) {
+	for seed := range uint64(envCount(t, "ROBUST_PRODUCERS", 60)) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		ps, m := &producerStates{}, &producersModel{}
 		producers, now, settled := 1+rng.Int64N(4), int64(1_000), int64(0)

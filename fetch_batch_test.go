@@ -278,8 +278,8 @@ func TestSharedFetchIsFair(t *testing.T) {
 // however much there is, however late they come, and whether their channel is in use.
 // When they are read everything comes, and the budget is whole again.
 func TestMaxFetchedBytes(t *testing.T) {
-	const partitions, batches, perBatch = 1000, 12, 12
-	const limit = 2 << 20
+	const partitions, batches, perBatch = 300, 12, 40
+	const limit = 700 << 10
 	for _, channels := range []bool{false, true} {
 		t.Run(fmt.Sprint("channels ", channels), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

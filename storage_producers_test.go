@@ -191,7 +191,7 @@ func TestStorageForgetsProducers(t *testing.T) {
 		"disk": func() Storage {
 			m := newMemFiles(1)
 			require.NoError(t, m.mkdir("/srv"))
-			d, err := openDataDir(m, labDir, SyncInterval(time.Second), newWarner(slog.New(slog.DiscardHandler)))
+			d, err := openDataDir(m, labDir, SyncInterval(time.Hour), newWarner(slog.New(slog.DiscardHandler)))
 			require.NoError(t, err)
 			return d
 		},
