@@ -96,7 +96,16 @@ func (q *outQueue) blockedLocked() bool {
 	if !q.sender.idempotent {
 		limit = 1 // A second one could overtake a first that is refused.
 	}
-	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit || q.inDoubtLocked()
+	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || q.windowLocked() >= limit || q.inDoubtLocked()
+}
+
+// windowLocked is how many batches were sent since the oldest that has no answer, with that.
+// Answers may overtake each other: those behind it may have theirs.
+func (q *outQueue) windowLocked() int {
+	if len(q.flying) == 0 {
+		return 0
+	}
+	return int(q.turn-q.flying[0].turn) + 1
 }
 
 // inDoubtLocked tells that the first batch must not be sent yet, because it would be new to
@@ -127,6 +136,8 @@ func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
 	if q.sender.idempotent && b.producer.id < 0 {
 		q.numberLocked(b)
 	}
+	q.turn++
+	b.turn = q.turn
 	q.flying = append(q.flying, b)
 	return b, given
 }
