@@ -40,3 +40,38 @@ func TestAsyncAnswerIsOvertaken(t *testing.T) {
 		})
 	}
 }
+
+// TestAsyncSplitIsOvertaken has one message in a batch be too large, and the answer to the
+// half that it is in come behind that to the other half. What is left of the first half is
+// stored before the second.
+func TestAsyncSplitIsOvertaken(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const n, size = 8, 200 << 10
+		b := faultBroker(t, 1)
+		var answered atomic.Int64
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(nil), answers(func(f proxiedFrame) verdict {
+				if f.kind == requestProduceBatch && answered.Add(1) == 2 {
+					return f.late(time.Second)
+				}
+				return f.pass()
+			})
+		})
+		require.NoError(t, quietClient(t, b).Admin().AlterTopicConfig(t.Context(), faultTopic, map[string]string{"max.message.bytes": "300000"}))
+		dial, open := gatedDial(proxy.dial)
+		p := faultAsync(t, faultClient(t, dial), WithBatchBytes(4<<20))
+		var told outcomes
+		for i := range n {
+			m := to0(fmt.Sprint(i))
+			m.Key = make([]byte, size)
+			if i == 0 {
+				m.Key = make([]byte, 2*size)
+			}
+			require.NoError(t, p.SendFunc(t.Context(), m, told.done))
+		}
+		open()
+		require.NoError(t, p.Flush(t.Context()))
+		require.Equal(t, numbers(1, n), stored(t, b, 0))
+		require.ErrorIs(t, told.of(t, "0").err, ErrMessageTooLarge)
+	})
+}

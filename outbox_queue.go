@@ -65,6 +65,7 @@ func (q *outQueue) addLocked(m *Message, e entry) (begun bool) {
 	}
 	b.build.add(m, e.timestamp)
 	b.entries = append(b.entries, e)
+	q.number++
 	return begun
 }
 
@@ -172,8 +173,9 @@ func (q *outQueue) rebuildLocked(b *outBatch, keep func(i int) bool, limit int) 
 		}
 		if to == nil || to.build.count() > 0 && to.build.size()+int(b.entries[i].size)+recordRoom > limit {
 			to = q.box.newBatchLocked(q, b.wave)
-			q.number-- // It has the place of the one that it is made from.
-			to.number, to.last, to.refusals, to.faults, to.due = b.number, b.last, b.refusals, b.faults, true
+			// Where messages are missing it is a lower number, but of no other batch.
+			to.number = b.number + int64(i)
+			to.last, to.refusals, to.faults, to.due = b.last, b.refusals, b.faults, true
 			batches = append(batches, to)
 		}
 		to.build.add(&m, m.Timestamp)

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -165,7 +166,7 @@ func (q *outQueue) resumeLocked() {
 		return
 	}
 	if len(q.again) > 0 {
-		slices.SortStableFunc(q.again, func(a, b *outBatch) int { return int(a.number - b.number) })
+		slices.SortStableFunc(q.again, func(a, b *outBatch) int { return cmp.Compare(a.number, b.number) })
 		q.pending = append(q.again, q.pending...)
 		q.again = nil
 	}
