@@ -1,7 +1,10 @@
 package robust
 
 import (
+	"bytes"
 	"fmt"
+	"math"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -73,5 +76,57 @@ func TestAsyncSplitIsOvertaken(t *testing.T) {
 		require.NoError(t, p.Flush(t.Context()))
 		require.Equal(t, numbers(1, n), stored(t, b, 0))
 		require.ErrorIs(t, told.of(t, "0").err, ErrMessageTooLarge)
+	})
+}
+
+// TestAsyncEpochsAreUsedUp refuses a message when a partition is in its last epoch. The batches
+// that follow are of another producer ID, which the broker has given.
+func TestAsyncEpochsAreUsedUp(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 2)
+		var mu sync.Mutex
+		var seen []producerFields
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(func(f proxiedFrame) verdict {
+				if f.kind == requestProduceBatch {
+					mu.Lock()
+					defer mu.Unlock()
+					seen = append(seen, batch(bytes.Clone(f.body)).producer())
+				}
+				return f.pass()
+			}), nil
+		})
+		require.NoError(t, quietClient(t, b).Admin().AlterTopicConfig(t.Context(), faultTopic, map[string]string{"max.message.bytes": "1000"}))
+		p := faultAsync(t, faultClient(t, proxy.dial))
+		var told outcomes
+		send := func(partition int32, value string, size int) {
+			m := to0(value)
+			m.Partition, m.Key = partition, make([]byte, size)
+			require.NoError(t, p.SendFunc(t.Context(), m, told.done))
+			require.NoError(t, p.Flush(t.Context()))
+		}
+		send(0, "0", 1)
+		p.box.mu.Lock()
+		q := p.box.topic(faultTopic).queues[0]
+		q.renumber, q.epoch = true, math.MaxInt16-1
+		q.resumeLocked()
+		p.box.mu.Unlock()
+		send(0, "1", 1)
+		send(0, "large", 2000)
+		send(0, "2", 1)
+		send(1, "3", 1)
+		require.ErrorIs(t, told.of(t, "large").err, ErrMessageTooLarge)
+		for i := range 4 {
+			require.NoError(t, told.of(t, fmt.Sprint(i)).err)
+		}
+		require.Equal(t, numbers(0, 3), stored(t, b, 0))
+		mu.Lock()
+		defer mu.Unlock()
+		first := seen[0].id
+		require.Equal(t, producerFields{first, math.MaxInt16, 0}, seen[1])
+		last := seen[len(seen)-2:]
+		require.Positive(t, last[0].id)
+		require.NotEqual(t, first, last[0].id)
+		require.Equal(t, last[0], last[1], "another partition has the ID as well")
 	})
 }

@@ -182,8 +182,9 @@ func (q *outQueue) renumberLocked() {
 	q.renumber = false
 	q.sequence = 0
 	if q.epoch++; q.epoch < 0 {
+		// All of its epochs are used up.
 		q.id, q.epoch = 0, 0
-		q.box.id = 0 // All of its epochs are used up.
+		q.box.dropIDLocked()
 	}
 	for _, b := range q.pending {
 		if b.producer.id < 0 {
@@ -194,6 +195,16 @@ func (q *outQueue) renumberLocked() {
 			// A writer may still be at it.
 			b.encoded = slices.Clone(b.encoded)
 			b.reusable = false
+		}
+	}
+}
+
+// dropIDLocked has the next sender that needs a producer ID ask for another.
+func (o *outbox) dropIDLocked() {
+	o.id = 0
+	for _, s := range o.senders {
+		if s.idempotent {
+			s.conn = nil // It asks when it connects, which is to the same connection.
 		}
 	}
 }

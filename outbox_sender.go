@@ -289,6 +289,11 @@ func (s *outSender) connect() bool {
 		c, id, err := s.open(needID)
 		if err == nil {
 			o.mu.Lock()
+			if o.id == 0 && !needID {
+				o.mu.Unlock() // It has been dropped meanwhile.
+				o.client.pool.put(c)
+				continue
+			}
 			s.adoptLocked(c, id)
 			o.mu.Unlock()
 			return true
