@@ -123,7 +123,6 @@ func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
 	q.pending = q.pending[1:]
 	if !b.sealed && b.unwanted() > 0 {
 		rest := q.rebuildLocked(b, b.wanted, q.batchBytes())
-		b.entries = slices.DeleteFunc(b.entries, func(e entry) bool { return e.to == nil || !e.to.gaveUp() })
 		b.fail(context.Canceled)
 		given = append(given, b)
 		q.pending = append(rest, q.pending...)
@@ -155,7 +154,8 @@ func (q *outQueue) numberLocked(b *outBatch) {
 // maxSequence is the last sequence, behind which 0 follows.
 const maxSequence = 1<<31 - 1
 
-// rebuildLocked makes new batches of those messages of b that keep wants.
+// rebuildLocked makes new batches of those messages of b that keep wants. They are not b's
+// any more; it has the others, whose memory is free when these are told.
 func (q *outQueue) rebuildLocked(b *outBatch, keep func(i int) bool, limit int) (batches []*outBatch) {
 	source, err := b.source()
 	if err != nil {
@@ -180,6 +180,7 @@ func (q *outQueue) rebuildLocked(b *outBatch, keep func(i int) bool, limit int) 
 		}
 		to.build.add(&m, m.Timestamp)
 		to.entries = append(to.entries, b.entries[i])
+		b.entries[i].to = nil
 	}
 	return batches
 }
@@ -193,7 +194,7 @@ func (q *outQueue) fitLocked() {
 			continue
 		}
 		rest := q.rebuildLocked(b, b.wanted, limit)
-		b.entries = b.entries[:0]
+		b.fail(context.Canceled)
 		q.box.running.Go(func() { q.box.settled(b) })
 		q.pending = append(q.pending[:i:i], append(rest, q.pending[i+1:]...)...)
 		i += len(rest) - 1

@@ -2,6 +2,7 @@ package robust
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"slices"
 	"time"
@@ -29,7 +30,7 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		// An answer that makes no sense does not tell that nothing was stored.
 		b.inDoubt = b.inDoubt || errors.Is(err, ErrMalformed) && !refused(err)
 		if q.anotherWayLocked(b, err) {
-			b.entries = b.entries[:0]
+			b.fail(context.Canceled) // For those that nobody waits for.
 			return []*outBatch{b}
 		}
 		again = false
@@ -107,6 +108,7 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 			e.moved = true
 			m.Topic, m.Partition = q.topic.name, PartitionAny
 			q.box.stage(q.topic, &m, e, b.wave)
+			b.entries[i].to = nil
 		}
 	}
 	return true
