@@ -526,6 +526,9 @@ func (s *outSender) afterLocked(batches []*outBatch) (idle []*outSender) {
 	if s.beginLocked() {
 		idle = append(idle, s)
 	}
+	if !s.driving {
+		s.letGoLocked() // Whoever drives does so in the end.
+	}
 	return idle
 }
 
