@@ -279,6 +279,43 @@ func TestAsyncSmallFrames(t *testing.T) {
 	})
 }
 
+// TestAsyncManySmallPartitions sends to so many partitions that what names them, and what is
+// answered, takes a good part of the frames that a broker takes, or the client.
+func TestAsyncManySmallPartitions(t *testing.T) {
+	const partitions = 500
+	for _, c := range []struct {
+		name   string
+		broker []BrokerOption
+		client []Option
+	}{
+		{"broker", []BrokerOption{WithMaxFrameBytes(128 << 10)}, nil},
+		{"client", nil, []Option{WithMaxFrameBytes(128 << 10), WithFetchMaxBytes(64 << 10)}},
+	} {
+		for _, topic := range []string{faultTopic, strings.Repeat(faultTopic, 249)} {
+			t.Run(fmt.Sprint(c.name, len(topic)), func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					b := quietBroker(t, append([]BrokerOption{WithTopic(topic, partitions)}, c.broker...)...)
+					dial, open := gatedDial(b.Dial)
+					client := faultClient(t, dial, c.client...)
+					p := faultAsync(t, client)
+					var told outcomes
+					for i := range partitions {
+						m := NewMessage(topic, fmt.Append(nil, i))
+						m.Partition = int32(i)
+						require.NoError(t, p.SendFunc(t.Context(), m, told.done))
+					}
+					open()
+					require.NoError(t, p.Flush(t.Context()))
+					for i := range partitions {
+						require.NoError(t, told.of(t, fmt.Sprint(i)).err)
+					}
+					require.EqualValues(t, 1, client.Metrics().Connection.GetStats().TotalConnections, "none broke")
+				})
+			})
+		}
+	}
+}
+
 // TestFlushPolicy asks the application after each message, and does as it says.
 func TestFlushPolicy(t *testing.T) {
 	bubble(t, func(t *testing.T) {

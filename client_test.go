@@ -415,6 +415,33 @@ func TestSendWhileWritesAreStuck(t *testing.T) {
 	})
 }
 
+// A producer is shut down while a write does not end, because the broker does not read. That
+// takes no longer than the context lasts.
+func TestShutdownWhileWriteIsStuck(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		var stuck atomic.Bool
+		ended := make(chan struct{})
+		defer close(ended)
+		p := faultProducer(t, faultClient(t, func(ctx context.Context, network, addr string) (net.Conn, error) {
+			nc, err := b.Dial(ctx, network, addr)
+			return stuckConn{nc, &stuck, ended}, err
+		}))
+		_, err := p.Send(t.Context(), to0("v"))
+		require.NoError(t, err)
+		stuck.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = p.Send(ctx, to0(strings.Repeat("v", 100_000)))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		require.NoError(t, p.Shutdown(ctx))
+		require.LessOrEqual(t, time.Since(began), time.Second)
+	})
+}
+
 // An advertised address that cannot be reached costs nothing, even when the
 // connections to the one that can are lost.
 func TestAdvertisedAddrUnreachable(t *testing.T) {

@@ -241,3 +241,27 @@ func TestOldBrokerIsAskedOneAtATime(t *testing.T) {
 		require.Greater(t, len(b.asked(requestClusterInfo)), 50)
 	})
 }
+
+// TestAsyncGivesConnectionBack sends to a broker that serves one request at a time, over the only
+// connection that there may be. Others can use it when nothing is under way.
+func TestAsyncGivesConnectionBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newFakeBroker(t, newFakeLog(faultTopic, 1))
+		b.features, b.v0Only = nil, true
+		c := faultClient(t, b.dial, WithBrokers(b.addr), WithMaxConnections(1))
+		p := faultAsync(t, c)
+		var told outcomes
+		ping := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			require.NoError(t, c.Ping(ctx))
+		}
+		for i := range 3 {
+			require.NoError(t, p.SendFunc(t.Context(), to0(fmt.Sprint(i)), told.done))
+			require.NoError(t, p.Flush(t.Context()))
+			ping()
+		}
+		require.NoError(t, p.Close())
+		ping()
+	})
+}

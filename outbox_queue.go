@@ -65,6 +65,7 @@ func (q *outQueue) addLocked(m *Message, e entry) (begun bool) {
 	}
 	b.build.add(m, e.timestamp)
 	b.entries = append(b.entries, e)
+	q.number++
 	return begun
 }
 
@@ -96,7 +97,16 @@ func (q *outQueue) blockedLocked() bool {
 	if !q.sender.idempotent {
 		limit = 1 // A second one could overtake a first that is refused.
 	}
-	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || len(q.flying) >= limit || q.inDoubtLocked()
+	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || q.windowLocked() >= limit || q.inDoubtLocked()
+}
+
+// windowLocked is how many batches were sent since the oldest that has no answer, with that.
+// Answers may overtake each other: those behind it may have theirs.
+func (q *outQueue) windowLocked() int {
+	if len(q.flying) == 0 {
+		return 0
+	}
+	return int(q.turn-q.flying[0].turn) + 1
 }
 
 // inDoubtLocked tells that the first batch must not be sent yet, because it would be new to
@@ -113,7 +123,6 @@ func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
 	q.pending = q.pending[1:]
 	if !b.sealed && b.unwanted() > 0 {
 		rest := q.rebuildLocked(b, b.wanted, q.batchBytes())
-		b.entries = slices.DeleteFunc(b.entries, func(e entry) bool { return e.to == nil || !e.to.gaveUp() })
 		b.fail(context.Canceled)
 		given = append(given, b)
 		q.pending = append(rest, q.pending...)
@@ -127,6 +136,8 @@ func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
 	if q.sender.idempotent && b.producer.id < 0 {
 		q.numberLocked(b)
 	}
+	q.turn++
+	b.turn = q.turn
 	q.flying = append(q.flying, b)
 	return b, given
 }
@@ -143,7 +154,8 @@ func (q *outQueue) numberLocked(b *outBatch) {
 // maxSequence is the last sequence, behind which 0 follows.
 const maxSequence = 1<<31 - 1
 
-// rebuildLocked makes new batches of those messages of b that keep wants.
+// rebuildLocked makes new batches of those messages of b that keep wants. They are not b's
+// any more; it has the others, whose memory is free when these are told.
 func (q *outQueue) rebuildLocked(b *outBatch, keep func(i int) bool, limit int) (batches []*outBatch) {
 	source, err := b.source()
 	if err != nil {
@@ -161,12 +173,14 @@ func (q *outQueue) rebuildLocked(b *outBatch, keep func(i int) bool, limit int) 
 		}
 		if to == nil || to.build.count() > 0 && to.build.size()+int(b.entries[i].size)+recordRoom > limit {
 			to = q.box.newBatchLocked(q, b.wave)
-			q.number-- // It has the place of the one that it is made from.
-			to.number, to.last, to.refusals, to.faults, to.due = b.number, b.last, b.refusals, b.faults, true
+			// Where messages are missing it is a lower number, but of no other batch.
+			to.number = b.number + int64(i)
+			to.last, to.refusals, to.faults, to.due = b.last, b.refusals, b.faults, true
 			batches = append(batches, to)
 		}
 		to.build.add(&m, m.Timestamp)
 		to.entries = append(to.entries, b.entries[i])
+		b.entries[i].to = nil
 	}
 	return batches
 }
@@ -180,7 +194,7 @@ func (q *outQueue) fitLocked() {
 			continue
 		}
 		rest := q.rebuildLocked(b, b.wanted, limit)
-		b.entries = b.entries[:0]
+		b.fail(context.Canceled)
 		q.box.running.Go(func() { q.box.settled(b) })
 		q.pending = append(q.pending[:i:i], append(rest, q.pending[i+1:]...)...)
 		i += len(rest) - 1

@@ -1,6 +1,8 @@
 package robust
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"slices"
 	"time"
@@ -28,7 +30,7 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		// An answer that makes no sense does not tell that nothing was stored.
 		b.inDoubt = b.inDoubt || errors.Is(err, ErrMalformed) && !refused(err)
 		if q.anotherWayLocked(b, err) {
-			b.entries = b.entries[:0]
+			b.fail(context.Canceled) // For those that nobody waits for.
 			return []*outBatch{b}
 		}
 		again = false
@@ -106,6 +108,7 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 			e.moved = true
 			m.Topic, m.Partition = q.topic.name, PartitionAny
 			q.box.stage(q.topic, &m, e, b.wave)
+			b.entries[i].to = nil
 		}
 	}
 	return true
@@ -165,7 +168,7 @@ func (q *outQueue) resumeLocked() {
 		return
 	}
 	if len(q.again) > 0 {
-		slices.SortStableFunc(q.again, func(a, b *outBatch) int { return int(a.number - b.number) })
+		slices.SortStableFunc(q.again, func(a, b *outBatch) int { return cmp.Compare(a.number, b.number) })
 		q.pending = append(q.again, q.pending...)
 		q.again = nil
 	}
@@ -181,8 +184,9 @@ func (q *outQueue) renumberLocked() {
 	q.renumber = false
 	q.sequence = 0
 	if q.epoch++; q.epoch < 0 {
+		// All of its epochs are used up.
 		q.id, q.epoch = 0, 0
-		q.box.id = 0 // All of its epochs are used up.
+		q.box.dropIDLocked()
 	}
 	for _, b := range q.pending {
 		if b.producer.id < 0 {
@@ -193,6 +197,16 @@ func (q *outQueue) renumberLocked() {
 			// A writer may still be at it.
 			b.encoded = slices.Clone(b.encoded)
 			b.reusable = false
+		}
+	}
+}
+
+// dropIDLocked has the next sender that needs a producer ID ask for another.
+func (o *outbox) dropIDLocked() {
+	o.id = 0
+	for _, s := range o.senders {
+		if s.idempotent {
+			s.conn = nil // It asks when it connects, which is to the same connection.
 		}
 	}
 }

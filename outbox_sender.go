@@ -13,7 +13,25 @@ type outRequest struct {
 	batches []*outBatch
 	body    [][]byte
 	req     produceBatchRequest
-	size    int
+	size    int // of the batches
+	names   int // about what names them takes
+	answer  int // about what the answer takes, at most
+}
+
+const (
+	// partRoom is what names a batch in a request, beside its topic.
+	partRoom = 64
+	// partAnswerRoom is what is answered to one, refusals included, beside its topic, which
+	// a refusal may name again.
+	partAnswerRoom = 384
+)
+
+func (r *outRequest) add(b *outBatch, size int) {
+	name := len(b.queue.topic.name)
+	r.batches = append(r.batches, b)
+	r.size += size
+	r.names += name + partRoom
+	r.answer += 2*name + partAnswerRoom
 }
 
 // senderLocked returns the sender for the broker of an address.
@@ -226,7 +244,7 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 			continue
 		}
 		size := q.pending[0].size()
-		if req != nil && (req.size+size > s.requestBytes() || len(req.batches) == maxRequestParts || !s.batches) {
+		if req != nil && !s.takesLocked(req, q, size) {
 			break
 		}
 		s.ready = s.ready[1:]
@@ -237,8 +255,7 @@ func (s *outSender) collectLocked() (req *outRequest, given []*outBatch) {
 			if req == nil {
 				req = new(outRequest)
 			}
-			req.batches = append(req.batches, b)
-			req.size += size
+			req.add(b, size)
 		}
 		s.queueUpLocked(q)
 	}
@@ -271,9 +288,14 @@ func (s *outSender) queueUpLocked(q *outQueue) {
 	}
 }
 
-// requestBytes is how much goes into one request.
-func (s *outSender) requestBytes() int {
-	return min(maxRequestBytes, s.frameLimit-lineRoom)
+// takesLocked tells whether a batch of a queue goes into a request with others: neither
+// that nor its answer may be larger than a frame.
+func (s *outSender) takesLocked(req *outRequest, q *outQueue, size int) bool {
+	name := len(q.topic.name)
+	size += req.size
+	return s.batches && len(req.batches) < maxRequestParts && size <= maxRequestBytes &&
+		size+req.names+name+partRoom <= s.frameLimit-lineRoom &&
+		req.answer+2*name+partAnswerRoom <= s.box.cfg.maxFrameBytes-lineRoom
 }
 
 // connect gets a connection, as long as there is something to send. If it returns false
@@ -293,6 +315,11 @@ func (s *outSender) connect() bool {
 		c, id, err := s.open(needID)
 		if err == nil {
 			o.mu.Lock()
+			if o.id == 0 && !needID {
+				o.mu.Unlock() // It has been dropped meanwhile.
+				o.client.pool.put(c)
+				continue
+			}
 			s.adoptLocked(c, id)
 			o.mu.Unlock()
 			return true
@@ -524,6 +551,9 @@ func (s *outSender) afterLocked(batches []*outBatch) (idle []*outSender) {
 	}
 	if s.beginLocked() {
 		idle = append(idle, s)
+	}
+	if !s.driving {
+		s.letGoLocked() // Whoever drives does so in the end.
 	}
 	return idle
 }

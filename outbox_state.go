@@ -12,8 +12,9 @@ import (
 const (
 	// messageOverhead is what a message costs beside its bytes while it waits.
 	messageOverhead = 128
-	// maxInFlight is how many batches of a partition may be under way. A broker recognises
-	// as many when they come again.
+	// maxInFlight is how many batches of a partition may be under way, those included that
+	// were answered while one before them was not. A broker recognises as many when they
+	// come again.
 	maxInFlight = 5
 	// fewRequests is how many requests to a broker are enough: what comes meanwhile makes
 	// the next one larger. Only when batches are full up to their bytes are there more.
@@ -202,7 +203,8 @@ type outQueue struct {
 	state   queueState
 	dueAt   time.Duration // of a queue that lingers, since the outbox was born
 	pausing bool          // after a refusal; a timer ends it
-	number  int64         // of the last batch
+	number  int64         // of the next message
+	turn    int64         // how many times a batch was sent
 	missing error         // the topic was not found; its broker may create it
 
 	// What a broker recognises batches by that come again. Renumbering begins a new epoch:
@@ -224,7 +226,8 @@ const (
 // outBatch is some messages of one partition, sent and acknowledged together.
 type outBatch struct {
 	queue   *outQueue
-	number  int64 // rises within a queue
+	number  int64 // of its first message, by which the batches of a queue are in order
+	turn    int64 // of the queue, when it was sent last
 	wave    int
 	build   batchBuilder
 	entries []entry
@@ -311,7 +314,6 @@ func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
 		o.free = o.free[:n-1]
 	}
 	b.queue, b.wave, b.producer, b.reusable = q, wave, noSequence, true
-	q.number++
 	b.number = q.number
 	o.waves.counts[b.wave]++
 	return b

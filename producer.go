@@ -342,22 +342,23 @@ func (p *SyncProducer) Shutdown(ctx context.Context) error {
 	p.box.stop(false)
 	select {
 	case <-p.idle:
-		p.ended()
+		p.ended(ctx)
 		return nil
 	case <-ctx.Done():
 		p.mu.Lock()
 		sends := p.sends
 		p.mu.Unlock()
 		if sends == 0 {
-			p.ended()
+			p.ended(ctx)
 			return nil
 		}
 		return &waitError{what: "close producer", state: fmt.Sprintf("%d sends under way", sends), end: endOf(ctx)}
 	}
 }
 
-// ended lets go of a producer of which nothing is under way any more.
-func (p *SyncProducer) ended() {
-	p.box.close(context.Background())
+// ended lets go of a producer of which nothing is under way any more. A write that nobody
+// waits for may be: it ends with the connection.
+func (p *SyncProducer) ended(ctx context.Context) {
+	p.box.close(ctx)
 	p.client.unregister(p)
 }
