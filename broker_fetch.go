@@ -145,13 +145,18 @@ func (p *partition) epochBefore(ctx context.Context, offset int64) int32 {
 	return b.epoch()
 }
 
-// collect adds the messages from offset on to f.
+// collect adds the messages from offset on to f. What is damaged, or was overtaken by
+// retention, does not take from the reader what stands before it: the next fetch is told.
 func (p *partition) collect(ctx context.Context, f *fetchedMessages, offset int64) error {
+	if err := p.collectAll(ctx, f, offset); len(f.Messages) == 0 {
+		return err
+	}
+	return nil
+}
+
+func (p *partition) collectAll(ctx context.Context, f *fetchedMessages, offset int64) error {
 	for !f.full() {
 		read, err := p.log.Read(ctx, offset, f.maxBytes-f.size)
-		if errors.Is(err, ErrOffsetOutOfRange) && len(f.Messages) > 0 {
-			return nil // Retention has overtaken this fetch; the next one is told.
-		}
 		if err != nil {
 			return err
 		}

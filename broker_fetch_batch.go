@@ -177,8 +177,16 @@ func (f *fetchedBatches) answerPart(ctx context.Context, i, capacity int) error 
 	return err
 }
 
-// collect adds batches of a partition: as many as it, and all together, may have.
+// collect adds batches of a partition: as many as it, and all together, may have. As in
+// partition.collect, what is wrong behind them the next fetch is told.
 func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
+	if err := f.collectAll(ctx, i, capacity); f.Partitions[i].Bytes == 0 {
+		return err
+	}
+	return nil
+}
+
+func (f *fetchedBatches) collectAll(ctx context.Context, i, capacity int) error {
 	got, l := &f.Partitions[i], &f.parts[i]
 	wanted := f.request.Partitions[i].MaxBytes
 	if wanted <= 0 {
@@ -191,9 +199,6 @@ func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
 			return nil
 		}
 		read, err := l.partition.log.Read(ctx, l.next, min(wanted-got.Bytes, left))
-		if errors.Is(err, ErrOffsetOutOfRange) && got.Bytes > 0 {
-			return nil // Retention has overtaken this fetch; the next one is told.
-		}
 		if err != nil {
 			return err
 		}
@@ -213,6 +218,9 @@ func (f *fetchedBatches) take(i int, read LogRead, wanted, capacity int) (bool, 
 	size := 0
 	for rest := read.Batches; len(rest) > 0; {
 		b, err := headOf(rest)
+		if err != nil && size > 0 {
+			break // As where a batch is too large.
+		}
 		if err != nil {
 			return false, fmt.Errorf("%w: the log has lent %w", ErrCorrupt, err)
 		}

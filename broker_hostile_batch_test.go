@@ -1,0 +1,89 @@
+package robust
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// damageRecord changes a byte of the message that has this value, wherever it is stored.
+func damageRecord(t *testing.T, dir, value string) {
+	t.Helper()
+	segments, err := filepath.Glob(filepath.Join(dir, topicsName, "*", "0", "*"+segmentSuffix))
+	require.NoError(t, err)
+	found := 0
+	for _, path := range segments {
+		data, err := os.ReadFile(path)
+		require.NoError(t, err)
+		at := bytes.Index(data, []byte(value))
+		if at < 0 {
+			continue
+		}
+		found++
+		data[at] ^= 0x55
+		require.NoError(t, os.WriteFile(path, data, 0o600))
+	}
+	require.Equal(t, 1, found)
+}
+
+// A broker whose disk has damaged a batch once answered a fetch of it and of what stands
+// before it with batches and a refusal at a time. No client takes that: every consumer that
+// shared the request ended.
+func TestDamageBehindWhatIsFetched(t *testing.T) {
+	dir := t.TempDir()
+	b := faultBroker(t, 2, WithDataDir(dir))
+	storeBatch(t, b, faultTopic, 0, "sound")
+	storeBatch(t, b, faultTopic, 0, "this one is damaged")
+	storeBatch(t, b, faultTopic, 1, "another")
+	damageRecord(t, dir, "this one is damaged")
+
+	t.Run("batches", func(t *testing.T) {
+		p := dialPeer(t, b)
+		resp, parts := p.fetched("1", &fetchBatchRequest{Partitions: []fetchPart{
+			{Topic: faultTopic, Partition: 0, MaxBytes: 1 << 20}, {Topic: faultTopic, Partition: 1, MaxBytes: 1 << 20},
+		}, MaxBytes: 1 << 20})
+		require.False(t, resp.Partitions[0].refused())
+		require.Equal(t, []string{"sound"}, batchValues(t, parts[0]))
+		require.Equal(t, []string{"another"}, batchValues(t, parts[1]))
+		resp, parts = p.fetched("2", &fetchBatchRequest{Partitions: []fetchPart{
+			{Topic: faultTopic, Partition: 0, Offset: 1, MaxBytes: 1 << 20}, {Topic: faultTopic, Partition: 1, MaxBytes: 1 << 20},
+		}, MaxBytes: 1 << 20})
+		require.EqualValues(t, "CORRUPT", resp.Partitions[0].Code)
+		require.Equal(t, []string{"another"}, batchValues(t, parts[1]))
+	})
+	t.Run("messages", func(t *testing.T) {
+		p := dialPeer(t, b)
+		p.send(requestFrame(t, "1", &fetchRequest{Topic: faultTopic}))
+		r := p.mustAnswer("1")
+		require.True(t, r.success, r.errText)
+		var resp fetchResponse
+		require.NoError(t, decodePayload(r.payload, &resp))
+		require.Len(t, resp.Messages, 1)
+		p.send(requestFrame(t, "2", &fetchRequest{Topic: faultTopic, Offset: 1}))
+		require.EqualValues(t, "CORRUPT", p.mustAnswer("2").errCode)
+	})
+	t.Run("consumers", func(t *testing.T) {
+		c := quietClient(t, b)
+		all := openAll(t, c, 2)
+		for i, pc := range all {
+			m, err := next(t, pc, time.Minute)
+			require.NoError(t, err)
+			require.Equal(t, []string{"sound", "another"}[i], string(m.Value))
+		}
+		_, err := next(t, all[0], time.Minute)
+		require.ErrorIs(t, err, ErrCorrupt)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		go func() {
+			storeBatch(t, b, faultTopic, 1, "more")
+		}()
+		defer cancel(nil)
+		m, err := all[1].receive(ctx)
+		require.NoError(t, err)
+		require.Equal(t, "more", string(m.Value))
+	})
+}
