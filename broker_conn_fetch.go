@@ -82,7 +82,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 
 // queueBatches queues the answer to a FetchBatch and sees to it that it is released.
 func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
-	line, err := f.line(nil, id, c.limit)
+	line, err := f.line(nil, id)
 	if err == nil && len(line) > c.limit {
 		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.limit)
 	}

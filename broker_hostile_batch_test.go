@@ -87,3 +87,28 @@ func TestDamageBehindWhatIsFetched(t *testing.T) {
 		require.Equal(t, "more", string(m.Value))
 	})
 }
+
+// A batch that fits a frame is served, however many partitions share the request: the line
+// that names them once took from the room of the body.
+func TestLargestBatchIsFetchedWithManyPartitions(t *testing.T) {
+	const frame, partitions = 64 << 10, 64
+	b := faultBroker(t, partitions, WithMaxFrameBytes(frame))
+	p := dialPeer(t, b)
+	data := appendBatch(nil, &Message{Value: make([]byte, 20<<10)}, &Message{Value: make([]byte, 20<<10)}, &Message{Value: make([]byte, 22<<10)})
+	require.LessOrEqual(t, len(data), frame-batchReserve)
+	req := &produceBatchRequest{Parts: []producePart{{faultTopic, 0, len(data)}}}
+	line, err := appendBodyRequest(nil, "1", requestProduceBatch, len(data), req)
+	require.NoError(t, err)
+	p.send(string(line) + string(data))
+	var stored produceBatchResponse
+	require.NoError(t, decodePayload(p.mustAnswer("1").payload, &stored))
+	require.Empty(t, stored.Parts[0].Error)
+
+	fetch := &fetchBatchRequest{MaxBytes: 1}
+	for i := range int32(partitions) {
+		fetch.Partitions = append(fetch.Partitions, fetchPart{Topic: faultTopic, Partition: i, MaxBytes: 1})
+	}
+	resp, parts := p.fetched("2", fetch)
+	require.Empty(t, resp.Partitions[0].Error)
+	require.Len(t, parts[0], len(data))
+}
