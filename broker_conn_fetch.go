@@ -3,7 +3,6 @@ package robust
 import (
 	"bytes"
 	"fmt"
-	"math"
 )
 
 func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
@@ -64,7 +63,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	}
-	f := c.service.fetchBatch(c.ctx, q, nil, c.nextTurn())
+	f := c.service.fetchBatch(c.ctx, q, nil)
 	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
 		c.queueBatches(f, req.id)
 		return nil
@@ -74,7 +73,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		defer c.unholdParts(len(q.Partitions))
 		c.service.awaitBatches(c.ctx, held, c.done)
 		c.whenRead(func() {
-			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs, c.nextTurn()), id)
+			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id)
 		})
 	})
 	return nil
@@ -93,6 +92,3 @@ func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
 	}
 	_ = c.out.lend(line, f.body(), f.release) // A connection that failed is noticed by serve.
 }
-
-// nextTurn is where the next FetchBatch begins with its partitions.
-func (c *brokerConn) nextTurn() int { return int(c.turn.Add(1) & math.MaxInt16) }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 )
 
@@ -78,10 +79,11 @@ func (f *fetchedBatches) body() [][]byte {
 	return body
 }
 
-// fetchBatch reads what there is of the partitions, beginning with the one at first, so
-// that not always the same ones find room. topicIDs, unless it is nil, says of which topics
+// fetchBatch reads what there is of the partitions, beginning with any of them, so that not
+// always the same ones find room: chance is fair to a peer's requests in whatever order they
+// come, which no turn of the connection would be. topicIDs, unless it is nil, says of which topics
 // the partitions are whose topic the request does not name by its ID.
-func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicIDs []string, first int) *fetchedBatches {
+func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicIDs []string) *fetchedBatches {
 	f := newFetchedBatches(req, s.cfg.maxFrameBytes)
 	for i := range f.Partitions {
 		asked, got := &req.Partitions[i], &f.Partitions[i]
@@ -105,6 +107,7 @@ func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicI
 		}
 		f.parts[i] = fetchedLog{partition: p, next: asked.Offset}
 	}
+	first := rand.IntN(len(f.parts))
 	for k := range f.parts {
 		i := (first + k) % len(f.parts)
 		p := f.parts[i].partition

@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -111,4 +112,27 @@ func TestLargestBatchIsFetchedWithManyPartitions(t *testing.T) {
 	resp, parts := p.fetched("2", fetch)
 	require.Empty(t, resp.Partitions[0].Error)
 	require.Len(t, parts[0], len(data))
+}
+
+// Two requests by turns, each with room for the batch of one partition, once had the
+// broker begin each with the same partition for ever.
+func TestNoPartitionOfAFetchStarves(t *testing.T) {
+	b := faultBroker(t, 4)
+	for i := range int32(4) {
+		storeBatch(t, b, faultTopic, i, "a message")
+	}
+	p := dialPeer(t, b)
+	seen := make(map[int32]int)
+	for i := range 100 {
+		a := int32(i % 2 * 2)
+		resp, _ := p.fetched(strconv.Itoa(i), &fetchBatchRequest{Partitions: []fetchPart{
+			{Topic: faultTopic, Partition: a, MaxBytes: 1}, {Topic: faultTopic, Partition: a + 1, MaxBytes: 1},
+		}, MaxBytes: 1})
+		for _, got := range resp.Partitions {
+			if got.Bytes > 0 {
+				seen[got.Partition]++
+			}
+		}
+	}
+	require.Len(t, seen, 4, "%v", seen)
 }
