@@ -24,8 +24,10 @@ type fetchedMessages struct {
 	minBytes    int
 	maxBytes    int
 	maxMessages int
-	frame       int // bytes of a frame that are left
-	maxFrame    int // bytes of a frame
+	frame       int  // bytes of a frame that are left
+	maxFrame    int  // bytes of a frame
+	unpacked    int  // bytes that the compressed batches among them take
+	crammed     bool // a batch was left packed because of that
 }
 
 // newFetchedMessages begins the answer to req.
@@ -61,7 +63,7 @@ func (f *fetchedMessages) release() {
 
 // full tells that no further message is wanted.
 func (f *fetchedMessages) full() bool {
-	return f.size >= f.maxBytes || len(f.Messages) >= f.maxMessages || f.frame <= 0
+	return f.size >= f.maxBytes || len(f.Messages) >= f.maxMessages || f.frame <= 0 || f.crammed
 }
 
 // add adds a message, unless it is one too many. The first is never.
@@ -180,10 +182,23 @@ func (p *partition) collectAll(ctx context.Context, f *fetchedMessages, offset i
 
 // collectBatch adds one batch's messages from offset on to f; more tells whether all
 // of them were wanted. A batch that is larger than a frame when it is decompressed could
-// not have been sent plain, and is refused.
+// not have been sent plain, and is refused. A message keeps all of its batch in memory, of
+// which it may be little: when those that were unpacked take as much as a frame, no other is.
 func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (more bool, err error) {
-	if b, err = b.plain(f.maxFrame); err != nil {
-		return false, err
+	if b.compression() != CompressionNone {
+		if f.unpacked >= f.maxFrame {
+			f.crammed = true
+			return false, nil
+		}
+		if b, err = b.plain(f.maxFrame); err != nil {
+			return false, err
+		}
+		before, size := len(f.Messages), len(b)
+		defer func() {
+			if len(f.Messages) > before {
+				f.unpacked += size
+			}
+		}()
 	}
 	records := b.records()
 	for {

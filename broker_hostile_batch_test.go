@@ -3,8 +3,10 @@ package robust
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -135,4 +137,70 @@ func TestNoPartitionOfAFetchStarves(t *testing.T) {
 		}
 	}
 	require.Len(t, seen, 4, "%v", seen)
+}
+
+// heapGrowth is how much more memory is in use after f than before, at most; f may not
+// keep any. What is measured is what was allocated and is still there at any look.
+func heapGrowth(f func()) int64 {
+	runtime.GC()
+	var before, now runtime.MemStats
+	runtime.ReadMemStats(&before)
+	stop, done := make(chan struct{}), make(chan int64)
+	go func() {
+		most := int64(0)
+		for {
+			runtime.ReadMemStats(&now)
+			most = max(most, int64(now.HeapAlloc)-int64(before.HeapAlloc))
+			select {
+			case <-stop:
+				done <- most
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	f()
+	close(stop)
+	return <-done
+}
+
+// Batches that are small and unpack to much, of which little makes up messages, once were
+// in memory together: as many as a fetch has asked for.
+func TestFetchOfManyBombs(t *testing.T) {
+	const frame, bombs = 1 << 20, 100
+	b := faultBroker(t, 1, WithMaxFrameBytes(frame))
+	p := dialPeer(t, b)
+	bomb := bombBatch(t, frame-batchHeaderSize-1)
+	require.Less(t, len(bomb), 2<<10)
+	body := bytes.Repeat(bomb, bombs)
+	req := &produceBatchRequest{Parts: []producePart{{faultTopic, 0, len(body)}}}
+	line, err := appendBodyRequest(nil, "1", requestProduceBatch, len(body), req)
+	require.NoError(t, err)
+	p.send(string(line) + string(body))
+	var stored produceBatchResponse
+	require.NoError(t, decodePayload(p.mustAnswer("1").payload, &stored))
+	require.Empty(t, stored.Parts[0].Error)
+	grown := heapGrowth(func() {
+		offset := int64(0)
+		for i := 0; offset < bombs; i++ {
+			id := strconv.Itoa(i)
+			p.send(requestFrame(t, id, &fetchRequest{Topic: faultTopic, Offset: offset, MaxMessages: bombs}))
+			var resp fetchResponse
+			require.NoError(t, decodePayload(p.mustAnswer(id).payload, &resp))
+			require.NotEmpty(t, resp.Messages)
+			offset = resp.Messages[len(resp.Messages)-1].Offset + 1
+		}
+	})
+	require.Less(t, grown, int64(30*frame))
+}
+
+// bombBatch is a batch of one message that unpacks to n bytes of records, nearly all of
+// which are headers with the same empty name.
+func bombBatch(t testing.TB, n int) batch {
+	t.Helper()
+	headers := (n - 32) / 2
+	record := []byte{0, 0, 0, 0, 1, 0} // No key, and an empty value.
+	record = binary.AppendUvarint(record, uint64(headers))
+	record = append(record, make([]byte, 2*headers)...)
+	return compressedAs(t, CompressionZstd, 1, 0, append(binary.AppendUvarint(nil, uint64(len(record))), record...))
 }
