@@ -53,7 +53,6 @@ type brokerConn struct {
 	grouping chan groupJob  // requests about groups, in order; nil before the first
 	frames   int            // read so far
 	timing   frameTiming    // of the frame that has begun
-	turn     atomic.Uint32  // of the partitions of a FetchBatch
 
 	mu        sync.Mutex // guards the following
 	heldCount int        // fetches and heartbeats held

@@ -3,7 +3,6 @@ package robust
 import (
 	"bytes"
 	"fmt"
-	"math"
 )
 
 func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
@@ -64,7 +63,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
 		return err
 	}
-	f := c.service.fetchBatch(c.ctx, q, nil, c.nextTurn())
+	f := c.service.fetchBatch(c.ctx, q, nil)
 	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
 		c.queueBatches(f, req.id)
 		return nil
@@ -74,7 +73,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		defer c.unholdParts(len(q.Partitions))
 		c.service.awaitBatches(c.ctx, held, c.done)
 		c.whenRead(func() {
-			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs, c.nextTurn()), id)
+			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id)
 		})
 	})
 	return nil
@@ -82,7 +81,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 
 // queueBatches queues the answer to a FetchBatch and sees to it that it is released.
 func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
-	line, err := f.line(nil, id, c.limit)
+	line, err := f.line(nil, id)
 	if err == nil && len(line) > c.limit {
 		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.limit)
 	}
@@ -93,6 +92,3 @@ func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
 	}
 	_ = c.out.lend(line, f.body(), f.release) // A connection that failed is noticed by serve.
 }
-
-// nextTurn is where the next FetchBatch begins with its partitions.
-func (c *brokerConn) nextTurn() int { return int(c.turn.Add(1) & math.MaxInt16) }

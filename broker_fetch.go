@@ -24,8 +24,10 @@ type fetchedMessages struct {
 	minBytes    int
 	maxBytes    int
 	maxMessages int
-	frame       int // bytes of a frame that are left
-	maxFrame    int // bytes of a frame
+	frame       int  // bytes of a frame that are left
+	maxFrame    int  // bytes of a frame
+	unpacked    int  // bytes that the compressed batches among them take
+	crammed     bool // a batch was left packed because of that
 }
 
 // newFetchedMessages begins the answer to req.
@@ -61,7 +63,7 @@ func (f *fetchedMessages) release() {
 
 // full tells that no further message is wanted.
 func (f *fetchedMessages) full() bool {
-	return f.size >= f.maxBytes || len(f.Messages) >= f.maxMessages || f.frame <= 0
+	return f.size >= f.maxBytes || len(f.Messages) >= f.maxMessages || f.frame <= 0 || f.crammed
 }
 
 // add adds a message, unless it is one too many. The first is never.
@@ -145,13 +147,18 @@ func (p *partition) epochBefore(ctx context.Context, offset int64) int32 {
 	return b.epoch()
 }
 
-// collect adds the messages from offset on to f.
+// collect adds the messages from offset on to f. What is damaged, or was overtaken by
+// retention, does not take from the reader what stands before it: the next fetch is told.
 func (p *partition) collect(ctx context.Context, f *fetchedMessages, offset int64) error {
+	if err := p.collectAll(ctx, f, offset); len(f.Messages) == 0 {
+		return err
+	}
+	return nil
+}
+
+func (p *partition) collectAll(ctx context.Context, f *fetchedMessages, offset int64) error {
 	for !f.full() {
 		read, err := p.log.Read(ctx, offset, f.maxBytes-f.size)
-		if errors.Is(err, ErrOffsetOutOfRange) && len(f.Messages) > 0 {
-			return nil // Retention has overtaken this fetch; the next one is told.
-		}
 		if err != nil {
 			return err
 		}
@@ -175,10 +182,23 @@ func (p *partition) collect(ctx context.Context, f *fetchedMessages, offset int6
 
 // collectBatch adds one batch's messages from offset on to f; more tells whether all
 // of them were wanted. A batch that is larger than a frame when it is decompressed could
-// not have been sent plain, and is refused.
+// not have been sent plain, and is refused. A message keeps all of its batch in memory, of
+// which it may be little: when those that were unpacked take as much as a frame, no other is.
 func (p *partition) collectBatch(f *fetchedMessages, b batch, offset int64) (more bool, err error) {
-	if b, err = b.plain(f.maxFrame); err != nil {
-		return false, err
+	if b.compression() != CompressionNone {
+		if f.unpacked >= f.maxFrame {
+			f.crammed = true
+			return false, nil
+		}
+		if b, err = b.plain(f.maxFrame); err != nil {
+			return false, err
+		}
+		before, size := len(f.Messages), len(b)
+		defer func() {
+			if len(f.Messages) > before {
+				f.unpacked += size
+			}
+		}()
 	}
 	records := b.records()
 	for {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 )
 
@@ -21,7 +22,8 @@ type fetchedBatches struct {
 	size     int // of the batches
 	minBytes int
 	maxBytes int
-	frame    int  // bytes of a frame that the batches may take
+	capacity int  // bytes of a body
+	frame    int  // those that are left
 	full     bool // there would be more, but for its size
 	news     bool // a partition has something to say that is no batch
 }
@@ -49,7 +51,8 @@ func newFetchedBatches(req *fetchBatchRequest, maxFrame int) *fetchedBatches {
 		request:            req,
 		parts:              make([]fetchedLog, len(req.Partitions)),
 		maxBytes:           req.MaxBytes, minBytes: req.MinBytes,
-		frame: maxFrame - 128, // The envelope.
+		// The line before the body takes nothing from it.
+		capacity: maxFrame, frame: maxFrame,
 	}
 	if f.maxBytes <= 0 {
 		f.maxBytes = defaultFetchBytes
@@ -57,10 +60,6 @@ func newFetchedBatches(req *fetchBatchRequest, maxFrame int) *fetchedBatches {
 	f.minBytes = min(max(f.minBytes, 1), f.maxBytes)
 	return f
 }
-
-// fetchedPartSize is the room that a partition takes in an answer, at most, unless it is
-// refused, besides the names of the topic.
-const fetchedPartSize = 224
 
 func (f *fetchedBatches) release() {
 	for i := range f.parts {
@@ -80,22 +79,21 @@ func (f *fetchedBatches) body() [][]byte {
 	return body
 }
 
-// fetchBatch reads what there is of the partitions, beginning with the one at first, so
-// that not always the same ones find room. topicIDs, unless it is nil, says of which topics
+// fetchBatch reads what there is of the partitions, beginning with any of them, so that not
+// always the same ones find room: chance is fair to a peer's requests in whatever order they
+// come, which no turn of the connection would be. topicIDs, unless it is nil, says of which topics
 // the partitions are whose topic the request does not name by its ID.
-func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicIDs []string, first int) *fetchedBatches {
+func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicIDs []string) *fetchedBatches {
 	f := newFetchedBatches(req, s.cfg.maxFrameBytes)
 	for i := range f.Partitions {
 		asked, got := &req.Partitions[i], &f.Partitions[i]
 		got.Topic, got.Partition, got.HighWaterMark, got.LogStartOffset = asked.Topic, asked.Partition, -1, -1
 		t, p, err := s.partition(asked.Topic, asked.Partition)
 		if err != nil {
-			f.frame -= stringWireSize(asked.Topic)
 			f.refuse(i, err)
 			continue
 		}
 		got.TopicID = t.stored.ID
-		f.frame -= fetchedPartSize + stringWireSize(asked.Topic) + stringWireSize(got.TopicID)
 		if asked.TopicID == "" && topicIDs != nil && topicIDs[i] != got.TopicID {
 			// As in answerHeld: the peer learns of the change with the next fetch.
 			got.TopicID = topicIDs[i]
@@ -109,14 +107,14 @@ func (s *service) fetchBatch(ctx context.Context, req *fetchBatchRequest, topicI
 		}
 		f.parts[i] = fetchedLog{partition: p, next: asked.Offset}
 	}
-	capacity := f.frame
+	first := rand.IntN(len(f.parts))
 	for k := range f.parts {
 		i := (first + k) % len(f.parts)
 		p := f.parts[i].partition
 		if p == nil {
 			continue
 		}
-		if err := f.answerPart(ctx, i, capacity); err != nil {
+		if err := f.answerPart(ctx, i); err != nil {
 			if errors.Is(err, ErrClosed) {
 				// The topic was deleted meanwhile, or the broker is closing.
 				_, _, gone := s.partition(p.topic, p.id)
@@ -136,28 +134,17 @@ func (f *fetchedBatches) enough() bool { return f.news || f.full || f.size >= f.
 // refuse says why there is nothing of a partition.
 func (f *fetchedBatches) refuse(i int, err error) {
 	f.Partitions[i].refuse(err)
-	f.frame -= fetchedPartSize + stringWireSize(f.Partitions[i].Error)
 	f.news = true
 }
 
-// line appends the line of the answer, behind which body comes. Where it came out longer
-// than was reckoned, batches are left out.
-func (f *fetchedBatches) line(dst []byte, id []byte, maxFrame int) ([]byte, error) {
-	for i := len(f.parts); ; i-- {
-		line, err := appendBodyResponse(dst, id, f.size, &f.fetchBatchResponse)
-		if err != nil || len(line)-len(dst)+f.size <= maxFrame || i == 0 {
-			return line, err
-		}
-		got := &f.Partitions[i-1]
-		f.size -= got.Bytes
-		got.Bytes, got.Epoch = 0, 0
-		f.parts[i-1].batches = nil
-	}
+// line appends the line of the answer, behind which body comes.
+func (f *fetchedBatches) line(dst, id []byte) ([]byte, error) {
+	return appendBodyResponse(dst, id, f.size, &f.fetchBatchResponse)
 }
 
 // answerPart adds the batches of a partition, unless the log is another there than the one
-// of the reader. capacity is what a frame can hold of batches.
-func (f *fetchedBatches) answerPart(ctx context.Context, i, capacity int) error {
+// of the reader.
+func (f *fetchedBatches) answerPart(ctx context.Context, i int) error {
 	asked, got, p := &f.request.Partitions[i], &f.Partitions[i], f.parts[i].partition
 	if asked.LastEpoch > 0 {
 		end, err := p.log.EpochEnd(ctx, asked.LastEpoch)
@@ -170,15 +157,23 @@ func (f *fetchedBatches) answerPart(ctx context.Context, i, capacity int) error 
 			return nil
 		}
 	}
-	err := f.collect(ctx, i, capacity)
+	err := f.collect(ctx, i)
 	if err == nil && got.Bytes == 0 && asked.LastEpoch <= 0 {
 		got.Epoch = p.epochBefore(ctx, asked.Offset) // As in partition.answer.
 	}
 	return err
 }
 
-// collect adds batches of a partition: as many as it, and all together, may have.
-func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
+// collect adds batches of a partition: as many as it, and all together, may have. As in
+// partition.collect, what is wrong behind them the next fetch is told.
+func (f *fetchedBatches) collect(ctx context.Context, i int) error {
+	if err := f.collectAll(ctx, i); f.Partitions[i].Bytes == 0 {
+		return err
+	}
+	return nil
+}
+
+func (f *fetchedBatches) collectAll(ctx context.Context, i int) error {
 	got, l := &f.Partitions[i], &f.parts[i]
 	wanted := f.request.Partitions[i].MaxBytes
 	if wanted <= 0 {
@@ -191,13 +186,10 @@ func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
 			return nil
 		}
 		read, err := l.partition.log.Read(ctx, l.next, min(wanted-got.Bytes, left))
-		if errors.Is(err, ErrOffsetOutOfRange) && got.Bytes > 0 {
-			return nil // Retention has overtaken this fetch; the next one is told.
-		}
 		if err != nil {
 			return err
 		}
-		taken, err := f.take(i, read, wanted-got.Bytes, capacity)
+		taken, err := f.take(i, read, wanted-got.Bytes)
 		if err != nil || !taken {
 			read.Release()
 			return err
@@ -208,19 +200,22 @@ func (f *fetchedBatches) collect(ctx context.Context, i, capacity int) error {
 
 // take adds batches of what was read, wanted bytes of them at most, but one of a partition
 // at least. It returns false if none was taken.
-func (f *fetchedBatches) take(i int, read LogRead, wanted, capacity int) (bool, error) {
+func (f *fetchedBatches) take(i int, read LogRead, wanted int) (bool, error) {
 	got, l := &f.Partitions[i], &f.parts[i]
 	size := 0
 	for rest := read.Batches; len(rest) > 0; {
 		b, err := headOf(rest)
+		if err != nil && size > 0 {
+			break // As where a batch is too large.
+		}
 		if err != nil {
 			return false, fmt.Errorf("%w: the log has lent %w", ErrCorrupt, err)
 		}
-		if len(b) > capacity {
+		if len(b) > f.capacity {
 			if size+got.Bytes > 0 {
 				break // The next fetch is told.
 			}
-			return false, fmt.Errorf("%w: a batch of %d bytes at offset %d, the answer has room for %d", ErrMessageTooLarge, len(b), b.baseOffset(), capacity)
+			return false, fmt.Errorf("%w: a batch of %d bytes at offset %d, the answer has room for %d", ErrMessageTooLarge, len(b), b.baseOffset(), f.capacity)
 		}
 		if size+len(b) > f.frame || f.size+size > 0 && f.size+size+len(b) > f.maxBytes {
 			f.full = true
