@@ -713,3 +713,32 @@ func TestMemoryRetentionOfSlowPartition(t *testing.T) {
 		require.InDelta(t, 70, end-start, 15)
 	})
 }
+
+// Connections end while calls with bodies are begun. What is still being written is known.
+func TestCallsBegunWhileConnectionEnds(t *testing.T) {
+	b := faultBroker(t, 1)
+	c := faultClient(t, b.Dial)
+	for range 100 {
+		require.NoError(t, c.Ping(t.Context()))
+		ending := onlyConn(t, c)
+		var begun, answered sync.WaitGroup
+		for range 4 {
+			answered.Add(1)
+			begun.Go(func() {
+				body := appendBatch(nil, to0("v"))
+				out := outgoingCall{req: &produceBatchRequest{Parts: []producePart{{faultTopic, 0, len(body)}}}, body: [][]byte{body}}
+				var sent outBatch
+				_, err := ending.post(t.Context(), out, time.Minute, func(k *call) {
+					defer answered.Done()
+					sent.sentOn(ending, k)
+				})
+				if err != nil {
+					answered.Done()
+				}
+			})
+		}
+		begun.Go(func() { ending.closeWith(&ConnError{Op: "read", Err: errSilent}) })
+		begun.Wait()
+		answered.Wait()
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -210,6 +211,9 @@ func (c *conn) launch(ctx context.Context, k *call, out outgoingCall) error {
 			*room = frame
 			c.frames.Put(room)
 		}()
+	}
+	if out.body != nil {
+		k.end.Store(math.MaxInt64)
 	}
 	first, err := c.register(ctx, k, out.reads)
 	if err != nil {

@@ -2,6 +2,7 @@ package robust
 
 import (
 	"encoding/hex"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,7 +17,10 @@ type call struct {
 	done   chan struct{}
 	notify func(*call)
 
-	end int64 // of the request's body in what is written; 0 without a body
+	// end is that of the request's body in what is written; 0 without a body. A call may be
+	// over, with its connection, before that is known: then it is behind all that ever will
+	// be written.
+	end atomic.Int64
 
 	resp    wireResponse // its parts are the call's own
 	payload []byte       // backs resp.payload

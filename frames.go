@@ -393,7 +393,7 @@ func (w *frameWriter) run(done <-chan struct{}) {
 // queue adds a frame to what will be written by the next flush, and what belongs behind
 // it. A large body must not change until it is written, or the connection has ended.
 func (w *frameWriter) queue(frame []byte, body ...[]byte) error {
-	var end int64
+	var end atomic.Int64
 	return w.queueTo(&end, frame, body)
 }
 
@@ -431,7 +431,7 @@ func (w *frameWriter) queueBy(n int, encode func(dst []byte) []byte) error {
 
 // queueTo is queue that sets end, before anything is written, to the position that is
 // passed when all of it is.
-func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
+func (w *frameWriter) queueTo(end *atomic.Int64, frame []byte, body [][]byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
@@ -441,7 +441,7 @@ func (w *frameWriter) queueTo(end *int64, frame []byte, body [][]byte) error {
 	before := w.pending.size
 	w.pending.add(frame, body)
 	w.queued += int64(w.pending.size - before)
-	*end = w.queued
+	end.Store(w.queued)
 	return nil
 }
 

@@ -361,7 +361,7 @@ func (b *outBatch) sentOn(c *conn, k *call) {
 	}
 	// Of an earlier connection nobody knows when it lets go.
 	b.reusable = b.reusable && (b.conn == nil || b.conn == c)
-	b.conn, b.end = c, max(k.end, b.end)
+	b.conn, b.end = c, max(k.end.Load(), b.end)
 }
 
 // fail sets what becomes of a batch.
