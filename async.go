@@ -153,7 +153,8 @@ func (p *AsyncProducer) Input() chan<- *Message {
 	return p.input
 }
 
-// takeInput takes messages from Input until Close, and then those that are in it.
+// takeInput takes messages from Input until Close, and then those that are in it, but not
+// those that come after that: they may never end.
 func (p *AsyncProducer) takeInput() {
 	defer close(p.taken)
 	for {
@@ -161,15 +162,10 @@ func (p *AsyncProducer) takeInput() {
 		case m := <-p.input:
 			p.takeFromInput(m)
 		case <-p.closing:
-			for {
-				select {
-				case m := <-p.input:
-					p.takeFromInput(m)
-					continue
-				default:
-					return
-				}
+			for range len(p.input) {
+				p.takeFromInput(<-p.input)
 			}
+			return
 		}
 	}
 }

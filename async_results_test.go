@@ -382,3 +382,34 @@ func TestAsyncResultsAreSelected(t *testing.T) {
 		}
 	}
 }
+
+// TestAsyncCloseOfBusyInput closes a producer while others do not stop to send on Input, as fast
+// as it takes what they send. Close takes what was sent before, and leaves the rest.
+func TestAsyncCloseOfBusyInput(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 1)
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(nil), answers(func(f proxiedFrame) verdict { return f.delayed(10 * time.Millisecond) })
+		})
+		p := faultAsync(t, faultClient(t, proxy.dial), WithReturnSuccesses(false), WithInputBuffer(10), WithMaxBufferedBytes(1000))
+		quit := make(chan struct{})
+		var senders sync.WaitGroup
+		for range 3 {
+			senders.Go(func() {
+				for {
+					select {
+					case p.Input() <- to0("v"):
+					case <-quit:
+						return
+					}
+				}
+			})
+		}
+		<-time.After(time.Second)
+		began := time.Now()
+		require.NoError(t, p.Close())
+		require.Less(t, time.Since(began), time.Second)
+		close(quit)
+		senders.Wait()
+	})
+}
