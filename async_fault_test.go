@@ -60,6 +60,37 @@ func TestSendGivesMessageBack(t *testing.T) {
 	}
 }
 
+// TestSendMessagesCancelled has contexts end while results come: a message has its receipt, or
+// the error says that nobody waited for it.
+func TestSendMessagesCancelled(t *testing.T) {
+	b := faultBroker(t, 1)
+	p := faultProducer(t, faultClient(t, b.Dial))
+	_, err := p.Send(t.Context(), to0("first"))
+	require.NoError(t, err)
+	for i := range 3000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		ms := []*Message{to0("a"), to0("b"), to0("c")}
+		var cancelling sync.WaitGroup
+		cancelling.Go(func() {
+			<-time.After(time.Duration(i%300) * time.Microsecond)
+			cancel()
+		})
+		failed := make(map[*Message]bool)
+		var errs ProducerErrors
+		if err := p.SendMessages(ctx, ms); err != nil {
+			require.ErrorAs(t, err, &errs)
+		}
+		for _, e := range errs {
+			require.ErrorIs(t, e.Err, context.Canceled)
+			failed[e.Msg] = true
+		}
+		for _, m := range ms {
+			require.Equal(t, failed[m], m.Timestamp == 0)
+		}
+		cancelling.Wait()
+	}
+}
+
 // TestAsyncDeliveryTimeout has the broker be away. Each message fails when its own time is
 // over, with the reason, and what comes later goes through.
 func TestAsyncDeliveryTimeout(t *testing.T) {

@@ -71,19 +71,22 @@ func (p *SyncProducer) sendTogether(ctx context.Context, ms []*Message, start ti
 	var plain []*Message // of which brokers have to be sent each by itself
 	for i, m := range ms {
 		f := &g.fates[i]
+		var err error
 		if f.state.CompareAndSwap(fateOpen, fateGivenUp) {
+			// Whoever comes too late to settle it may just write to it.
 			p.client.metrics.Producer.RecordFailed()
-			f.err = p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+			err = p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+		} else if err = f.err; err == nil {
+			m.Partition, m.Offset, m.Timestamp = f.receipt.Partition, f.receipt.Offset, f.receipt.Timestamp
 		}
 		switch {
-		case f.err == nil:
-			m.Partition, m.Offset, m.Timestamp = f.receipt.Partition, f.receipt.Offset, f.receipt.Timestamp
-		case errors.Is(f.err, errPlainBroker):
+		case err == nil:
+		case errors.Is(err, errPlainBroker):
 			plain = append(plain, m)
 		case m == nil:
-			failed = append(failed, &ProducerError{Msg: &Message{}, Err: f.err})
+			failed = append(failed, &ProducerError{Msg: &Message{}, Err: err})
 		default:
-			failed = append(failed, &ProducerError{Msg: m, Err: f.err, Metadata: m.Metadata})
+			failed = append(failed, &ProducerError{Msg: m, Err: err, Metadata: m.Metadata})
 		}
 	}
 	if len(plain) > 0 {
