@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,4 +199,28 @@ func bombBatch(t testing.TB, n int) batch {
 	record = binary.AppendUvarint(record, uint64(headers))
 	record = append(record, make([]byte, 2*headers)...)
 	return compressedAs(t, CompressionZstd, 1, 0, append(binary.AppendUvarint(nil, uint64(len(record))), record...))
+}
+
+// A request that names more partitions than it may is refused before there is memory for
+// all of them.
+func TestManyPartsTakeNoMemory(t *testing.T) {
+	for _, kind := range []requestType{requestFetchBatch, requestProduceBatch} {
+		t.Run(kind.String(), func(t *testing.T) {
+			b := faultBroker(t, 1)
+			p := dialPeer(t, b)
+			field := map[requestType]string{requestFetchBatch: "partitions", requestProduceBatch: "parts"}[kind]
+			list := strings.Repeat("{},", 4<<20) + "{}"
+			text := `{"request_id":"1","request_type":` + strconv.Itoa(int(kind)) + `,"body":1,"payload":{"` + field + `":[` + list + "]}}\n"
+			text = strings.Replace(text, `"body":1,`, map[requestType]string{requestProduceBatch: `"body":1,`}[kind], 1)
+			if kind == requestProduceBatch {
+				text += "x"
+			}
+			grown := heapGrowth(func() {
+				p.send(text)
+				require.EqualValues(t, "INVALID_REQUEST", p.mustAnswer("1").errCode)
+			})
+			require.Less(t, grown, int64(100<<20))
+			p.requireServed()
+		})
+	}
 }
