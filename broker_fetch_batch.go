@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// maxFetchParts is how many partitions one FetchBatch may name.
-const maxFetchParts = 10_000
-
 // fetchedBatches is the answer to a FetchBatch as it is collected. Its batches are what
 // the storage has lent, until release is called.
 type fetchedBatches struct {
@@ -38,8 +35,8 @@ type fetchedLog struct {
 
 // check refuses what is not a request for batches.
 func (r *fetchBatchRequest) check() error {
-	if n := len(r.Partitions); n == 0 || n > maxFetchParts {
-		return fmt.Errorf("%w: %d partitions: want 1 to %d", ErrInvalidRequest, n, maxFetchParts)
+	if len(r.Partitions) == 0 {
+		return fmt.Errorf("%w: no partitions", ErrInvalidRequest)
 	}
 	return nil
 }

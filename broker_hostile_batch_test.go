@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,4 +200,107 @@ func bombBatch(t testing.TB, n int) batch {
 	record = binary.AppendUvarint(record, uint64(headers))
 	record = append(record, make([]byte, 2*headers)...)
 	return compressedAs(t, CompressionZstd, 1, 0, append(binary.AppendUvarint(nil, uint64(len(record))), record...))
+}
+
+// A request that names more partitions than it may is refused before there is memory for
+// all of them.
+func TestManyPartsTakeNoMemory(t *testing.T) {
+	for _, kind := range []requestType{requestFetchBatch, requestProduceBatch} {
+		t.Run(kind.String(), func(t *testing.T) {
+			b := faultBroker(t, 1)
+			p := dialPeer(t, b)
+			field := map[requestType]string{requestFetchBatch: "partitions", requestProduceBatch: "parts"}[kind]
+			list := strings.Repeat("{},", 4<<20) + "{}"
+			text := `{"request_id":"1","request_type":` + strconv.Itoa(int(kind)) + `,"body":1,"payload":{"` + field + `":[` + list + "]}}\n"
+			text = strings.Replace(text, `"body":1,`, map[requestType]string{requestProduceBatch: `"body":1,`}[kind], 1)
+			if kind == requestProduceBatch {
+				text += "x"
+			}
+			grown := heapGrowth(func() {
+				p.send(text)
+				require.EqualValues(t, "INVALID_REQUEST", p.mustAnswer("1").errCode)
+			})
+			require.Less(t, grown, int64(100<<20))
+			p.requireServed()
+		})
+	}
+}
+
+// FuzzProduceBatch: whatever comes as batches, in parts of two partitions, is stored as a
+// whole or refused; what is stored can be fetched, by offsets without a gap.
+func FuzzProduceBatch(f *testing.F) {
+	one := appendBatch(nil, &Message{Value: []byte("value"), Timestamp: 1})
+	two := goldenBatch(f, producerFields{id: 7, epoch: 0, sequence: 0})
+	wrapped := goldenBatch(f, producerFields{id: 7, epoch: 0, sequence: 1<<31 - 1})
+	for _, body := range [][]byte{
+		one, two, slices.Concat(one, one), slices.Concat(one, two), slices.Concat(two, two), slices.Concat(two, wrapped), withRecords(0, 3),
+		bombBatch(f, 1<<16), compressedAs(f, CompressionGzip, 3, 2, one[batchHeaderSize:]), withRecords(1<<30, 1<<30),
+	} {
+		for _, cut := range []uint16{0, batchHeaderSize, uint16(len(one)), uint16(len(two))} {
+			f.Add(body, cut, true)
+			f.Add(body, cut, false)
+		}
+	}
+	f.Fuzz(func(t *testing.T, body []byte, cut uint16, mend bool) {
+		b, err := NewBroker(WithLogger(nil), WithTopic(faultTopic, 2))
+		require.NoError(t, err)
+		defer func() { require.NoError(t, b.Close()) }()
+		for rest := body; mend && len(rest) >= batchHeaderSize; {
+			one, err := headOf(rest)
+			if err != nil {
+				break
+			}
+			one[batchMagicAt] = batchMagic
+			seal(one)
+			rest = rest[len(one):]
+		}
+		first := min(int(cut), len(body))
+		req := &produceBatchRequest{Parts: []producePart{
+			{faultTopic, 0, first}, {faultTopic, 1, len(body) - first}, {faultTopic, 0, 0},
+		}}
+		if req.checkSizes(len(body)) == nil {
+			t.Fatal("a part of no bytes")
+		}
+		req.Parts = req.Parts[:2]
+		if first == 0 {
+			req.Parts = req.Parts[1:]
+		}
+		if req.checkSizes(len(body)) != nil {
+			return
+		}
+		for range 2 { // What comes again is refused, repeated or stored behind.
+			b.service.produceBatch(t.Context(), req, slices.Clone(body), func(resp *produceBatchResponse, err error) {
+				require.NoError(t, err)
+				for _, part := range resp.Parts {
+					require.Equal(t, part.refused(), part.BaseOffset == offsetNone)
+				}
+			})
+		}
+		for partition := range int32(2) {
+			fetch := &fetchBatchRequest{Partitions: []fetchPart{{Topic: faultTopic, Partition: partition, MaxBytes: 1 << 20}}, MaxBytes: 1 << 20}
+			got := b.service.fetchBatch(t.Context(), fetch, nil)
+			require.Empty(t, got.Partitions[0].Error)
+			offset := int64(0)
+			for rest := slices.Concat(got.body()...); len(rest) > 0; {
+				var one batch
+				one, rest, err = parseBatch(rest)
+				require.NoError(t, err)
+				require.Equal(t, offset, one.baseOffset())
+				offset = one.nextOffset()
+				if one.compression() == CompressionNone {
+					_, err = readBatch(one)
+					require.NoError(t, err)
+				}
+			}
+			got.release()
+			if len(body) < 1<<19 {
+				require.Equal(t, got.Partitions[0].HighWaterMark, offset)
+			}
+			answer, _, err := b.service.fetch(t.Context(), &fetchRequest{Topic: faultTopic, Partition: partition}, false)
+			if err != nil {
+				require.True(t, tooLargeOrMalformed(err), "%v", err)
+			}
+			answer.release()
+		}
+	})
 }

@@ -64,14 +64,8 @@ func (s *service) checkSize(m *Message, t *topic) error {
 	return nil
 }
 
-// maxProduceParts is how many parts one ProduceBatch may have.
-const maxProduceParts = 10_000
-
 // checkSizes tells whether the parts are what a body of n bytes consists of.
 func (r *produceBatchRequest) checkSizes(n int) error {
-	if len(r.Parts) > maxProduceParts {
-		return fmt.Errorf("%w: %d parts: want %d at most", ErrInvalidRequest, len(r.Parts), maxProduceParts)
-	}
 	left := n
 	for i := range r.Parts {
 		p := &r.Parts[i]

@@ -3,6 +3,7 @@ package robust
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -182,7 +183,9 @@ func decodePayload(b []byte, v any) error {
 	if done {
 		return nil
 	}
-	if err := unmarshalJSON(b, v); err != nil {
+	if err := unmarshalJSON(b, v); errors.Is(err, ErrInvalidRequest) {
+		return err
+	} else if err != nil {
 		return fmt.Errorf("%w: payload: %w", ErrMalformed, err)
 	}
 	if v, ok := v.(*fetchResponse); ok && slices.Contains(v.Messages, nil) {

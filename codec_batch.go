@@ -1,6 +1,11 @@
 package robust
 
-import "strconv"
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+)
 
 // The hand-written codec of ProduceBatch and FetchBatch, which name many partitions at
 // a time. Like that of codec.go it gives up on anything unusual.
@@ -26,6 +31,9 @@ func (r *produceBatchRequest) scan(b []byte) bool {
 		switch string(key) {
 		case "parts":
 			return 1, s.list(func() bool {
+				if len(v.Parts) == maxPartList {
+					return false // UnmarshalJSON says so.
+				}
 				v.Parts = append(v.Parts, producePart{})
 				p := &v.Parts[len(v.Parts)-1]
 				return s.object(func(key []byte) (uint, bool) {
@@ -48,6 +56,28 @@ func (r *produceBatchRequest) scan(b []byte) bool {
 	}
 	*r = v
 	return true
+}
+
+// UnmarshalJSON is for what scan gives up on.
+func (l *partList[T]) UnmarshalJSON(b []byte) error {
+	*l = nil
+	d := json.NewDecoder(bytes.NewReader(b))
+	if t, err := d.Token(); err != nil || t == nil {
+		return err
+	} else if t != json.Delim('[') {
+		return fmt.Errorf("a list of partitions cannot be %.20q", b)
+	}
+	for d.More() {
+		if len(*l) == maxPartList {
+			return fmt.Errorf("%w: more than %d partitions", ErrInvalidRequest, maxPartList)
+		}
+		var part T
+		if err := d.Decode(&part); err != nil {
+			return err
+		}
+		*l = append(*l, part)
+	}
+	return nil
 }
 
 func (r *produceBatchResponse) append(dst []byte) []byte {
@@ -135,6 +165,9 @@ func (r *fetchBatchRequest) scan(b []byte) bool {
 		switch string(key) {
 		case "partitions":
 			return 1, s.list(func() bool {
+				if len(v.Partitions) == maxPartList {
+					return false // As above.
+				}
 				v.Partitions = append(v.Partitions, fetchPart{})
 				p := &v.Partitions[len(v.Partitions)-1]
 				return s.object(func(key []byte) (uint, bool) {

@@ -2,12 +2,19 @@ package robust
 
 // The payloads of the requests that carry record batches behind their frame.
 
+// maxPartList is how many partitions one request may name.
+const maxPartList = 10_000
+
+// partList is what a request says of each partition. One that is longer than it may be is
+// not read: a few bytes of text each would make up many times as much memory.
+type partList[T any] []T
+
 // produceBatchRequest stores record batches. The body holds those of one part after the
 // other. Each part is stored as a whole or not at all; a part with a producer ID is one
 // batch.
 type produceBatchRequest struct {
-	Parts []producePart `json:"parts"`
-	Acks  string        `json:"acks,omitempty"` // Acks.wire
+	Parts partList[producePart] `json:"parts"`
+	Acks  string                `json:"acks,omitempty"` // Acks.wire
 }
 
 type producePart struct {
@@ -48,10 +55,10 @@ func (r *partRefusal) refuse(err error) {
 // fetchBatchRequest asks for record batches of partitions, and is answered when any of
 // them has some.
 type fetchBatchRequest struct {
-	Partitions []fetchPart `json:"partitions"`
-	MaxBytes   int         `json:"max_bytes"`             // of the whole body, but at least one batch
-	MinBytes   int         `json:"min_bytes,omitempty"`   // of batches, all partitions together
-	MaxWaitMs  int64       `json:"max_wait_ms,omitempty"` // see fetchRequest
+	Partitions partList[fetchPart] `json:"partitions"`
+	MaxBytes   int                 `json:"max_bytes"`             // of the whole body, but at least one batch
+	MinBytes   int                 `json:"min_bytes,omitempty"`   // of batches, all partitions together
+	MaxWaitMs  int64               `json:"max_wait_ms,omitempty"` // see fetchRequest
 }
 
 type fetchPart struct {
