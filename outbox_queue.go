@@ -100,13 +100,17 @@ func (q *outQueue) blockedLocked() bool {
 	return len(q.pending) == 0 || len(q.again) > 0 || q.pausing || q.renumber || q.windowLocked() >= limit || q.inDoubtLocked()
 }
 
-// windowLocked is how many batches were sent since the oldest that has no answer, with that.
-// Answers may overtake each other: those behind it may have theirs.
+// windowLocked is how many batches are under way or, if that is more, were sent since the
+// oldest that may have to be sent again, with that. Answers may overtake each other: those
+// behind it may have theirs.
 func (q *outQueue) windowLocked() int {
-	if len(q.flying) == 0 {
-		return 0
+	n := len(q.flying)
+	for _, b := range q.flying {
+		if b.isWantedLocked() {
+			return max(n, int(q.turn-b.turn)+1)
+		}
 	}
-	return int(q.turn-q.flying[0].turn) + 1
+	return n
 }
 
 // inDoubtLocked tells that the first batch must not be sent yet, because it would be new to

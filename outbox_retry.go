@@ -42,8 +42,9 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 	switch {
 	case again && o.stopped:
 		err = &waitError{what: sendNameOf(q.topic.name, q.partition), end: ErrClosed, last: err}
-	case again && b.gone == len(b.entries):
-		b.entries = b.entries[:0] // All have been told.
+	case again && !b.isWantedLocked():
+		b.entries = slices.DeleteFunc(b.entries, func(e entry) bool { return e.to == nil }) // They have been told.
+		b.fail(context.Canceled)
 		return []*outBatch{b}
 	case again:
 		o.client.metrics.Producer.recordRetry()

@@ -385,6 +385,16 @@ func (b *outBatch) wanted(i int) bool {
 	return to != nil && !to.gaveUp()
 }
 
+// isWantedLocked tells whether anybody waits for any of the batch.
+func (b *outBatch) isWantedLocked() bool {
+	for i := range b.entries {
+		if b.wanted(i) {
+			return true
+		}
+	}
+	return false
+}
+
 // unwanted is for how many nobody does.
 func (b *outBatch) unwanted() (n int) {
 	for i := range b.entries {
