@@ -84,7 +84,7 @@ func (c *Client) AsyncProducer(opts ...AsyncOption) (*AsyncProducer, error) {
 	p.calls.init(p.box, p.callBack)
 	p.successes.init(p.box)
 	p.failures.init(p.box)
-	if err := c.register(p, nil); err != nil {
+	if err := c.register(p, p.box.shown); err != nil {
 		return nil, err
 	}
 	return p, nil

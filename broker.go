@@ -22,6 +22,7 @@ type Broker struct {
 	ownsStore bool
 	service   *service
 	warn      *warner
+	keeper    *metricsFile // nil without WithMetricsFile
 
 	running sync.WaitGroup // connections, listeners' goroutines, retention
 
@@ -62,9 +63,14 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 	if b.cfg.nodeID == "" {
 		b.cfg.nodeID = id.NodeID
 	}
+	metrics := &brokerMetrics{hooks: cfg.hooks, unmeasured: cfg.unmeasured}
+	if b.keeper, err = openMetricsFile(cfg.metricsFile, metrics.kept, b.warn); err != nil {
+		return nil, errors.Join(err, b.closeStorage())
+	}
 	groups := newCoordinator(b.storage, b.warn)
 	b.service = &service{
-		cfg: &b.cfg, clusterID: id.ClusterID, warn: b.warn,
+		metrics: metrics,
+		cfg:     &b.cfg, clusterID: id.ClusterID, warn: b.warn,
 		topics: newTopicSet(&b.cfg, b.storage, groups.setTopics), groups: groups,
 		drained: make(chan struct{}), nodes: make(map[string]string),
 	}
@@ -75,7 +81,7 @@ func NewBroker(opts ...BrokerOption) (*Broker, error) {
 	}
 	if err != nil {
 		groups.close()
-		return nil, errors.Join(err, b.service.topics.close(), b.closeStorage())
+		return nil, errors.Join(err, b.service.topics.close(), b.closeStorage(), b.keeper.close())
 	}
 	b.running.Go(b.expireLoop)
 	b.running.Go(groups.run)
@@ -199,6 +205,7 @@ func (b *Broker) serve(nc net.Conn) bool {
 			b.running.Go(func() { b.refuse(c) })
 		}
 		b.mu.Unlock()
+		b.service.metrics.refused.Add(1)
 		b.warn.warn("too many connections", "", "limit", b.cfg.maxConnections)
 		if !tell {
 			_ = nc.Close() // Telling all of a flood would be one.
@@ -249,7 +256,7 @@ func (b *Broker) Client(opts ...Option) (*Client, error) {
 func WithEmbeddedBroker(opts ...BrokerOption) Option {
 	return clientOption(func(c *config) {
 		c.embed = func(c *config) (embeddedBroker, error) {
-			shared := sharedOption(func(s *sharedConfig) { *s = c.sharedConfig })
+			shared := sharedOption(func(s *sharedConfig) { *s = c.forEmbedded() })
 			b, err := NewBroker(append([]BrokerOption{shared}, opts...)...)
 			if err != nil {
 				return embeddedBroker{}, err
@@ -335,7 +342,7 @@ func (b *Broker) Close() error {
 func (b *Broker) finish() error {
 	b.closing.Do(func() {
 		b.service.groups.close()
-		b.closeErr = errors.Join(b.service.topics.close(), b.closeStorage())
+		b.closeErr = errors.Join(b.service.topics.close(), b.closeStorage(), b.keeper.close())
 	})
 	return b.closeErr
 }

@@ -72,6 +72,7 @@ type groupJob struct {
 	slot *v0Answer
 	form Protocol
 	id   []byte
+	at   underWay
 }
 
 func newBrokerConn(s *service, nc net.Conn) *brokerConn {
@@ -81,11 +82,11 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 			answering: make(chan struct{}, 1),
 		},
 		service: s, nc: nc, host: nc.LocalAddr().String(),
-		in:      &frameReader{r: nc, limit: s.cfg.maxFrameBytes},
+		in:      &frameReader{r: nc, limit: s.cfg.maxFrameBytes, bytes: &s.metrics.bytes},
 		done:    make(chan struct{}),
 		storing: budget{limit: maxStoring, given: make(chan struct{}, 1)},
 	}
-	c.out.large = &s.writes
+	c.out.large, c.out.bytes = &s.writes, &s.metrics.bytes
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
@@ -158,9 +159,16 @@ func (c *brokerConn) readFault(err error) error {
 	}
 }
 
+// begin notes a request that has come, answered what has become of it.
+func (c *brokerConn) begin(req *wireRequest) underWay { return c.service.metrics.begin(req.kind) }
+
+func (c *brokerConn) answered(at underWay, failure error) {
+	c.service.metrics.answered(c.nc, at, 1, failure)
+}
+
 // refuseBody says no to a request with a body, which is skipped.
 func (c *brokerConn) refuseBody(req *wireRequest, refusal error) (fault error, over bool) {
-	slot, form, id := c.place(req), req.form, bytes.Clone(req.id)
+	slot, form, id, at := c.place(req), req.form, bytes.Clone(req.id), c.begin(req)
 	if req.body > 0 {
 		if err := c.in.skipBody(req.body); err != nil {
 			return c.readFault(err), true
@@ -168,5 +176,6 @@ func (c *brokerConn) refuseBody(req *wireRequest, refusal error) (fault error, o
 		c.frames++
 	}
 	c.reply(slot, form, id, &plainResponse{}, refusal)
+	c.answered(at, refusal)
 	return nil, false
 }

@@ -6,9 +6,10 @@ import (
 )
 
 func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
-	q := new(fetchRequest)
+	q, at := new(fetchRequest), c.begin(req)
 	if err := decodePayload(req.payload, q); err != nil {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		c.answered(at, err)
 		return err
 	}
 	f, enough, err := c.service.fetch(c.ctx, q, req.lockStep)
@@ -17,7 +18,9 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	}
 	if enough || q.MaxWaitMs <= 0 || req.lockStep || !c.hold() {
 		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
+		c.sentMessages(f)
 		f.release()
+		c.answered(at, err)
 		return err
 	}
 	f.release()
@@ -26,17 +29,19 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	q.TopicID = f.TopicID // It stays with this topic, whoever asked.
 	c.held.Go(func() {
 		c.service.await(c.ctx, q, c.done)
-		c.answerHeld(q, named, form, id)
+		c.answered(at, c.answerHeld(q, named, form, id))
 		c.unhold()
 	})
 	return nil
 }
 
 // answerHeld answers a fetch that was held. named tells that the peer has named the
-// topic's ID.
-func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id []byte) {
+// topic's ID. The error is what the fetch was refused with.
+func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id []byte) (refusal error) {
 	c.sendHeld(nil, func() []byte {
 		f, _, err := c.service.fetch(c.ctx, q, false)
+		refusal = err
+		c.sentMessages(f)
 		defer f.release()
 		if !named && err == nil {
 			// Of a topic made anew meanwhile there are no messages in f. The peer must
@@ -46,11 +51,21 @@ func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id [
 		}
 		return c.encode(nil, form, id, &f.fetchResponse, err)
 	})
+	return refusal
+}
+
+// sentMessages counts what a fetch is answered with.
+func (c *brokerConn) sentMessages(f *fetchedMessages) {
+	e := ConsumeEvent{Topic: f.Topic, Partition: f.Partition, Messages: len(f.Messages), Bytes: f.size}
+	if e.Messages > 0 {
+		e.Offset = f.Messages[0].Offset
+	}
+	c.service.metrics.fetched(e)
 }
 
 // fetchBatch answers a FetchBatch, now or when there is something.
 func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
-	q := new(fetchBatchRequest)
+	q, at := new(fetchBatchRequest), c.begin(req)
 	err := decodePayload(req.payload, q)
 	switch {
 	case err != nil:
@@ -61,11 +76,12 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 	}
 	if err != nil {
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		c.answered(at, err)
 		return err
 	}
 	f := c.service.fetchBatch(c.ctx, q, nil)
 	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
-		c.queueBatches(f, req.id)
+		c.answered(at, c.queueBatches(f, req.id))
 		return nil
 	}
 	held, id := f.hold(), bytes.Clone(req.id)
@@ -73,14 +89,14 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		defer c.unholdParts(len(q.Partitions))
 		c.service.awaitBatches(c.ctx, held, c.done)
 		c.whenRead(func() {
-			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id)
+			c.answered(at, c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id))
 		})
 	})
 	return nil
 }
 
 // queueBatches queues the answer to a FetchBatch and sees to it that it is released.
-func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
+func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) error {
 	line, err := f.line(nil, id)
 	if err == nil && len(line) > c.limit {
 		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.limit)
@@ -88,7 +104,13 @@ func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) {
 	if err != nil {
 		f.release()
 		c.queue(nil, c.encode(nil, ProtocolV1, id, &plainResponse{}, err))
-		return
+		return err
+	}
+	for i := range f.Partitions {
+		if p, asked := &f.Partitions[i], &f.request.Partitions[i]; p.Bytes > 0 {
+			c.service.metrics.fetched(ConsumeEvent{p.Topic, p.Partition, asked.Offset, int(f.parts[i].next - asked.Offset), p.Bytes})
+		}
 	}
 	_ = c.out.lend(line, f.body(), f.release) // A connection that failed is noticed by serve.
+	return nil
 }

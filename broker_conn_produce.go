@@ -18,6 +18,7 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	if err != nil {
 		c.store() // What came before is answered before.
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		c.answered(c.begin(req), err)
 		return err
 	}
 	to, err := c.service.admit(c.ctx, p, g.topic)
@@ -25,10 +26,14 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 		c.store()
 		resp := &produceResponse{Topic: p.Topic, Partition: p.Partition, Offset: offsetNone, Timestamp: p.Timestamp}
 		c.reply(slot, req.form, req.id, resp, err)
+		c.answered(c.begin(req), err)
 		return err
 	}
 	g.topic = to.topic
 	b := c.gatherFor(to)
+	if len(b.answers) == 0 {
+		b.at = c.begin(req)
+	}
 	b.add(p, req, slot)
 	if g.count++; g.count >= maxGathered || max(b.records.size(), len(b.ids)) >= maxGatheredBytes {
 		c.store()
@@ -71,13 +76,16 @@ func (c *brokerConn) storeBatch(b *gathered) {
 	c.storing.take(size, c.ctx.Done())
 	c.held.Add(1)
 	turn := new(handoff)
+	measured := c.service.metrics.appends(b.to.partition, data, len(b.answers))
 	b.to.partition.log.Append(data, b.to.acks, func(r AppendResult) {
+		measured.done(&r)
 		turn.do(func(late bool) {
 			c.answerGathered(b, r)
 			if late {
 				signal(c.out.wake)
 			}
 		})
+		c.service.metrics.answered(c.nc, b.at, len(b.answers), r.Err)
 		b.reset()
 		c.service.gathers.Put(b)
 		c.storing.give(size)
@@ -146,7 +154,7 @@ func (c *brokerConn) produceBatch(req *wireRequest, frame []byte) (fault error, 
 	if errors.Is(err, ErrMalformed) && !json.Valid(frame) {
 		return err, true // What follows cannot be trusted.
 	}
-	id := bytes.Clone(req.id)
+	id, at := bytes.Clone(req.id), c.begin(req)
 	if err == nil {
 		err = p.checkSizes(req.body)
 	}
@@ -173,6 +181,7 @@ func (c *brokerConn) produceBatch(req *wireRequest, frame []byte) (fault error, 
 				c.reply(nil, ProtocolV1, id, resp, err)
 			}
 		})
+		c.answered(at, err)
 		c.storing.give(size)
 		c.held.Done()
 	})

@@ -19,6 +19,7 @@ func (c *brokerConn) serve() {
 	writer.Go(func() { c.out.run(writerDone) })
 
 	c.in.beforeRead = c.beforeRead
+	ended := c.service.metrics.connected(c.nc)
 	last, told := c.read()
 	c.store()
 	if last != nil && !told {
@@ -38,6 +39,7 @@ func (c *brokerConn) serve() {
 	writer.Wait()
 	c.cancel(ErrClosed)
 	hangUp(c.nc, last != nil || c.service.draining())
+	ended(last)
 }
 
 // read serves requests until there are no more. It returns the peer's fault that
@@ -147,17 +149,20 @@ func (c *brokerConn) handle(req *wireRequest) error {
 		return c.fetchBatch(req, slot)
 	default:
 	}
+	at := c.begin(req)
 	later, err := c.service.groupRequest(req, c.hold)
 	switch {
 	case err != nil:
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
+		c.answered(at, err)
 		return err
 	case later != nil:
-		c.answerLater(groupJob{later, slot, req.form, bytes.Clone(req.id)})
+		c.answerLater(groupJob{later, slot, req.form, bytes.Clone(req.id), at})
 		return nil
 	}
 	resp, err := c.service.answer(c.ctx, req.kind, req.number, req.payload, c.host)
 	c.reply(slot, req.form, req.id, resp, err)
+	c.answered(at, err)
 	return err
 }
 
@@ -187,6 +192,7 @@ func (c *brokerConn) answerLater(j groupJob) {
 func (c *brokerConn) answerGroup(j groupJob) {
 	resp, err := j.call.answer(c.ctx, c.done)
 	c.sendHeld(j.slot, func() []byte { return c.encode(nil, j.form, j.id, resp, err) })
+	c.answered(j.at, err)
 }
 
 // hangUp closes a connection. If the peer may still be sending, closing at once

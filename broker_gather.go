@@ -27,7 +27,8 @@ type gathered struct {
 	records batchBuilder
 	ids     []byte // of the requests
 	answers []gatheredAnswer
-	places  bool // one of the answers has its place
+	places  bool     // one of the answers has its place
+	at      underWay // of the first request
 }
 
 // gatheredAnswer is the answer to one request.

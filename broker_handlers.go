@@ -26,6 +26,7 @@ type service struct {
 	topics    *topicSet
 	groups    *coordinator
 	warn      *warner
+	metrics   *brokerMetrics
 	drained   chan struct{} // closed when the broker begins to end
 	bodies    sync.Pool     // of *[]byte, for what comes behind requests
 	gathers   sync.Pool     // of *gathered

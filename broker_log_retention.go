@@ -7,6 +7,19 @@ import (
 	"time"
 )
 
+// Size is that of the segments' files, without their indexes.
+func (l *diskLog) Size() (bytes int64, segments int) {
+	v := l.visible.Load()
+	for i, s := range v.segments {
+		if i < len(v.segments)-1 {
+			bytes += s.size
+		} else {
+			bytes += v.last.pos
+		}
+	}
+	return bytes, len(v.segments)
+}
+
 func (l *diskLog) Expire(now time.Time) error {
 	l.expireProducers(now)
 	c := l.config.Load()

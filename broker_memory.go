@@ -413,6 +413,13 @@ func (l *memoryLog) trimBytesLocked() {
 	}
 }
 
+// Size is that of the batches.
+func (l *memoryLog) Size() (bytes int64, segments int) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.bytes, len(l.segments)
+}
+
 func (l *memoryLog) Configure(c LogConfig) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

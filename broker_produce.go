@@ -119,13 +119,15 @@ func (s *service) produceBatch(ctx context.Context, req *produceBatchRequest, bo
 		got.Topic, got.Partition, got.BaseOffset = asked.Topic, asked.Partition, offsetNone
 		data := body[:asked.Bytes:asked.Bytes]
 		body = body[asked.Bytes:]
-		log, err := s.logFor(ctx, asked, data)
+		p, err := s.partitionFor(ctx, asked, data)
 		if err != nil {
 			got.refuse(err)
 			finish()
 			continue
 		}
-		log.Append(data, acks, func(r AppendResult) {
+		measured := s.metrics.appends(p, data, -1)
+		p.log.Append(data, acks, func(r AppendResult) {
+			measured.done(&r)
 			if r.Err != nil {
 				got.refuse(r.Err)
 			} else {
@@ -137,8 +139,8 @@ func (s *service) produceBatch(ctx context.Context, req *produceBatchRequest, bo
 	finish()
 }
 
-// logFor returns the log to which a part goes.
-func (s *service) logFor(ctx context.Context, part *producePart, data []byte) (PartitionLog, error) {
+// partitionFor returns the partition to which a part goes.
+func (s *service) partitionFor(ctx context.Context, part *producePart, data []byte) (*partition, error) {
 	t, err := s.topics.getOrCreate(ctx, part.Topic)
 	if err != nil {
 		return nil, err
@@ -159,7 +161,7 @@ func (s *service) logFor(ctx context.Context, part *producePart, data []byte) (P
 		}
 		rest = rest[len(b):]
 	}
-	return p.log, nil
+	return p, nil
 }
 
 // batchReserve is what the line of an answer with one batch takes at most.

@@ -153,6 +153,14 @@ type PartitionLog interface {
 	Close() error
 }
 
+// LogSizer is what a [PartitionLog] may have too, so that a broker's metrics tell how large it
+// is.
+type LogSizer interface {
+	// Size returns how many bytes the log takes, and in how many segments they are. It does
+	// not wait for what is being appended, and may be called concurrently.
+	Size() (bytes int64, segments int)
+}
+
 // LogReader is the part of a [PartitionLog] that reads.
 type LogReader interface {
 	// Read returns whole batches, unharmed, the first of which holds offset, up to

@@ -24,6 +24,7 @@ const closeTimeout = 30 * time.Second
 type Client struct {
 	cfg      config
 	metrics  *Metrics
+	keeper   *metricsFile // nil without WithMetricsFile
 	pool     *pool
 	metadata *metadataCache
 	warn     *warner
@@ -53,32 +54,40 @@ func New(opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	metrics, warn := new(Metrics), newWarner(cfg.logger)
+	metrics.Consumer.maxSeries = cfg.maxSeries
+	keeper, err := openMetricsFile(cfg.metricsFile, metrics.kept, warn)
+	if err != nil {
+		return nil, err
+	}
 	var embedded embeddedBroker
 	if cfg.embed != nil {
 		if embedded, err = cfg.embed(&cfg); err != nil {
-			return nil, err
+			return nil, errors.Join(err, keeper.close())
 		}
 		cfg.brokers, cfg.dial = []string{embeddedAddr}, embedded.dial
 	}
 	c := &Client{
-		cfg: cfg, metrics: new(Metrics), warn: newWarner(cfg.logger), embedded: embedded,
+		cfg: cfg, metrics: metrics, keeper: keeper, warn: warn, embedded: embedded,
 		handles: make(map[handle]struct{}), closing: make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	t := transport{
 		dial: cfg.dial, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes,
 		frames: new(sync.Pool), writes: new(sync.Pool),
+		hooks: &c.cfg.hooks, bytes: &metrics.Connection.bytes,
 	}
 	c.pool = newPool(t, cfg.maxConnections, cfg.connectionTimeout, &c.metrics.Connection, c.warn)
 	c.fetches = newCombiner(cfg.requestTimeout, &c.metrics.Consumer)
 	c.fetched.limit = int64(cfg.maxFetched)
+	metrics.Consumer.buffered.set(c, c.fetched.used.Load)
 	c.metadata = newMetadataCache(c.ctx, cfg.metadataMaxAge)
 	c.metadata.fetch = c.fetchMetadata
 	c.metadata.addrOfNode = c.pool.addrOfNode
 	return c, nil
 }
 
-// Metrics returns the client's counters.
+// Metrics returns what the client counts and measures.
 func (c *Client) Metrics() *Metrics { return c.metrics }
 
 // Status says how things stand with the brokers.
@@ -139,6 +148,7 @@ func (c *Client) Close() error {
 	if c.embedded.close != nil {
 		errs = append(errs, c.embedded.close())
 	}
+	errs = append(errs, c.keeper.close())
 	return errors.Join(errs...)
 }
 

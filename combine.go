@@ -299,7 +299,7 @@ func (r *sharedFetch) payload() *fetchBatchRequest {
 func (c *combiner) answered(r *sharedFetch) {
 	resp, err := r.read()
 	if err == nil {
-		c.metrics.RecordFetch()
+		c.metrics.recordFetch(len(r.call.body), time.Since(r.call.sent))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

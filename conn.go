@@ -55,7 +55,8 @@ type conn struct {
 	ids      idSpace
 	onClose  func(*conn, error) // called once, without locks
 	born     time.Time
-	frames   *sync.Pool // of *[]byte, to encode in
+	frames   *sync.Pool  // of *[]byte, to encode in
+	hook     func(*call) // told of each call that is complete; nil: nobody is
 	out      *frameWriter
 
 	sequence atomic.Uint64 // the rest of a request ID
@@ -349,6 +350,7 @@ func (c *conn) register(ctx context.Context, k *call, reads bool) (first bool, e
 }
 
 func (c *conn) putInFlightLocked(k *call) {
+	k.hook = c.hook
 	c.inflight[k.sequence] = k
 	if k.deadline.Before(c.timerAt) {
 		c.timerAt = k.deadline
@@ -389,6 +391,15 @@ func (c *conn) result(k *call, resp response) error {
 		return fmt.Errorf("robust: %s: broker %s: %w", k.kind, c.addr, decodeErr)
 	}
 	return nil
+}
+
+// event is what a hook is told of a call that is complete.
+func (c *conn) event(k *call) RequestEvent {
+	e := RequestEvent{Addr: c.addr, Request: k.kind.String(), Requests: 1, Latency: time.Since(k.sent), Err: k.err}
+	if e.Err == nil && !k.resp.success {
+		e.Err = c.refusalOf(k.kind, &k.resp, "")
+	}
+	return e
 }
 
 // refusalOf makes the error of an answer that says no.

@@ -16,6 +16,7 @@ type call struct {
 	// called: once, without locks, by whoever finds it out. It must not block.
 	done   chan struct{}
 	notify func(*call)
+	hook   func(*call) // called before that; nil: none
 
 	// end is that of the request's body in what is written; 0 without a body. A call may be
 	// over, with its connection, before that is known: then it is behind all that ever will
@@ -33,6 +34,9 @@ type call struct {
 
 // complete tells whoever waits for the call.
 func (k *call) complete() {
+	if k.hook != nil {
+		k.hook(k)
+	}
 	if k.done != nil {
 		k.done <- struct{}{}
 	} else {

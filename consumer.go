@@ -60,6 +60,7 @@ func newPartitionConsumer(c *Client, cfg config, of TopicPartition, notice func(
 			pumped:   make(chan struct{}),
 			sent:     make([]int64, cfg.messageBuffer),
 			next:     offsetNone,
+			hook:     cfg.hooks.Consumed,
 		},
 	}
 	p.fetch = newFetcher(c, &p.cfg, of.Topic, of.Partition, p.report)

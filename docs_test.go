@@ -489,6 +489,7 @@ func TestReadmeOptions(t *testing.T) {
 		"WithSessionTimeout":    client.sessionTimeout,
 		"WithRebalanceTimeout":  client.rebalanceTimeout,
 		"WithMaxFrameBytes":     client.maxFrameBytes,
+		"WithMaxSeries":         client.maxSeries,
 		"WithAutoCreateTopics":  broker.autoCreate,
 		"WithConnectionLimit":   broker.maxConnections,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"sync"
 	"time"
 
 	robust "github.com/aminofox/robust-go-sdk"
@@ -445,6 +446,64 @@ func ExampleClient_Metrics() {
 	sent := client.Metrics().Producer.GetStats()
 	fmt.Printf("%d messages, %d bytes, %d failed\n", sent.MessagesSent, sent.BytesSent, sent.MessagesFailed)
 	// Output: 3 messages, 22 bytes, 0 failed
+}
+
+func ExampleHistogram() {
+	client, err := robust.New(robust.WithEmbeddedBroker(robust.WithTopic("orders", 1)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	before := client.Metrics().GetStats()
+	sendOrders(client, "two books", "a lamp", "a chair")
+	lately := client.Metrics().GetStats().Since(before).Producer
+	fmt.Println(lately.Latency.Count, lately.Latency.Quantile(0.99) > 0, lately.BatchMessages.Sum)
+	// Output: 3 true 3
+}
+
+func ExampleBroker_Metrics() {
+	broker, err := robust.NewBroker(robust.WithTopic("orders", 1))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer broker.Close()
+	client, err := broker.Client()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	sendOrders(client, "two books", "a lamp", "a chair")
+
+	stats := broker.Metrics()
+	produced := stats.Requests["ProduceBatch"].Latency
+	fmt.Println(stats.MessagesStored, stats.ByTopic["orders"].Messages, produced.Quantile(0.99) <= produced.Max)
+	// Output: 3 3 true
+}
+
+func ExampleWithHooks() {
+	var mu sync.Mutex
+	stored := 0
+	hooks := robust.WithHooks(robust.Hooks{
+		ProduceDone: func(e robust.ProduceEvent) { // called by several goroutines
+			mu.Lock()
+			defer mu.Unlock()
+			if e.Err == nil {
+				stored += e.Messages
+			}
+		},
+	})
+	client, err := robust.New(hooks, robust.WithEmbeddedBroker(robust.WithTopic("orders", 1)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	sendOrders(client, "two books", "a lamp", "a chair")
+
+	mu.Lock()
+	defer mu.Unlock()
+	fmt.Println(stored)
+	// Output: 3
 }
 
 func ExampleNewProducerMetrics() {

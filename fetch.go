@@ -214,7 +214,13 @@ func (f *fetcher) askForMessages(e *epoch, r route, conn *conn, limit time.Durat
 	if err := f.client.exchange(e.ctx, r, conn, limit, req, resp); err != nil {
 		return err
 	}
-	f.client.metrics.Consumer.RecordFetch()
+	bytes := uint64(0)
+	for _, m := range resp.Messages {
+		if m != nil { // Which read finds out.
+			bytes += m.Size()
+		}
+	}
+	f.client.metrics.Consumer.recordFetch(int(bytes), time.Since(began))
 	a.messages = resp.Messages
 	a.part = fetchedPart{
 		HighWaterMark: resp.HighWaterMark, LogStartOffset: resp.LogStartOffset,

@@ -39,6 +39,7 @@ type frameReader struct {
 	// beforeRead, if set, is called before every read, which may block; partial
 	// tells that a frame has begun. An error ends the reading.
 	beforeRead func(partial bool) error
+	bytes      *byteCounters // nil: nobody counts
 
 	buf        []byte
 	start, end int // buf[start:end] is read and not given out yet
@@ -206,6 +207,7 @@ func (f *frameReader) readBody(n int, room func(from int) []byte) error {
 		}
 		f.reads++
 		k, err := f.r.Read(dst)
+		f.bytes.read(k)
 		f.bodyRead += k
 		switch {
 		case k > 0:
@@ -246,6 +248,7 @@ func (f *frameReader) fill(partial bool) error {
 	room := len(f.buf) - f.end
 	f.reads++
 	n, err := f.r.Read(f.buf[f.end:])
+	f.bytes.read(n)
 	f.end += n
 	switch {
 	case n == room && len(f.buf) < maxReadBuffer:
@@ -304,6 +307,7 @@ type frameWriter struct {
 	nc      net.Conn
 	timeout time.Duration // of one chunk; 0: none
 	large   *sync.Pool    // of *[]byte, largeWrite long; nil: none are shared
+	bytes   *byteCounters // nil: nobody counts
 
 	wake chan struct{} // holds a token when run should look
 
@@ -594,6 +598,9 @@ func (w *frameWriter) writeChunk(b, more []byte) error {
 		_, err = w.nc.Write(more)
 	default:
 		_, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+	}
+	if err == nil {
+		w.bytes.wrote(len(b) + len(more))
 	}
 	return err
 }

@@ -73,6 +73,7 @@ func (d *delivery) offset(n int) int64 {
 type handover struct {
 	fetch *fetcher
 	taken func(offset int64) // called for each message when it is delivered; may be nil
+	hook  func(ConsumeEvent) // told of messages before they come to hand; may be nil
 	// at is what loops take messages from; nil while there is nothing, or the channel is
 	// in use. Written with mu held.
 	at atomic.Pointer[delivery]
@@ -373,6 +374,9 @@ func (p *handover) unpack(ctx context.Context) (*delivery, error) {
 			}
 			p.mu.Unlock()
 		}
+		if p.hook != nil && len(messages) > 0 {
+			p.hook(consumeEvent(p.fetch.topic, p.fetch.partition, messages))
+		}
 		switch {
 		case len(messages) == 0 && last:
 			h.drop()
@@ -382,6 +386,15 @@ func (p *handover) unpack(ctx context.Context) (*delivery, error) {
 			return newDelivery(h.stretch, messages, nil), nil
 		}
 	}
+}
+
+// consumeEvent is what a hook is told of messages, of which there are some.
+func consumeEvent(topic string, partition int32, messages []*Message) ConsumeEvent {
+	e := ConsumeEvent{Topic: topic, Partition: partition, Offset: messages[0].Offset, Messages: len(messages)}
+	for _, m := range messages {
+		e.Bytes += int(m.Size())
+	}
+	return e
 }
 
 // haul returns what was fetched and not unpacked yet. The caller is taking.

@@ -18,6 +18,8 @@ type transport struct {
 	dial     dialFunc
 	protocol Protocol
 	maxFrame int
+	hooks    *Hooks
+	bytes    *byteCounters
 
 	// Of *[]byte, shared by the connections: to encode in, and frameWriter.large.
 	frames, writes *sync.Pool
@@ -111,7 +113,7 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 	c := &conn{
 		addr:     addr,
 		nc:       nc,
-		in:       &frameReader{r: nc, limit: t.maxFrame},
+		in:       &frameReader{r: nc, limit: t.maxFrame, bytes: t.bytes},
 		form:     ProtocolV1,
 		maxFrame: t.maxFrame,
 		ids:      idSpace(id.String()[:24]),
@@ -121,7 +123,10 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 		done:     make(chan struct{}),
 		inflight: make(map[uint64]*call),
 	}
-	c.out.large = t.writes
+	c.out.large, c.out.bytes = t.writes, t.bytes
+	if tell := t.hooks.RequestDone; tell != nil {
+		c.hook = func(k *call) { tell(c.event(k)) }
+	}
 	return c, nil
 }
 

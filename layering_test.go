@@ -39,10 +39,15 @@ var layerOrder = []string{
 	"compress.go",
 	"batch.go",
 	"batch_read.go",
+	"warn.go",
+	"metrics_histogram.go",
+	"metrics_file.go",
+	"metrics_parts.go",
+	"metrics_consumer.go",
 	"metrics.go",
+	"hooks.go",
 	"partition.go",
 	"retry.go",
-	"warn.go",
 	"notices.go",
 	"parallel.go",
 	"marks.go",
@@ -50,6 +55,7 @@ var layerOrder = []string{
 	"broker_storage.go",
 	// settings
 	"options.go",
+	"options_observe.go",
 	// transport
 	"pipe.go",
 	"frames.go",
@@ -124,6 +130,7 @@ var layerOrder = []string{
 	"broker_coordinator.go",
 	"broker_partition.go",
 	"broker_topics.go",
+	"metrics_broker.go",
 	"broker_handlers.go",
 	"broker_produce.go",
 	"broker_fetch.go",
@@ -136,6 +143,7 @@ var layerOrder = []string{
 	"broker_conn_fetch.go",
 	"broker_conn_serve.go",
 	"broker.go",
+	"broker_stats.go",
 }
 
 const packagePath = "github.com/aminofox/robust-go-sdk"

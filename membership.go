@@ -25,6 +25,7 @@ func newSession(parent, closing context.Context, c *Client, cfg *config, group s
 		work: make(chan struct{}, 1), synced: make(chan struct{}, 1), committing: make(chan struct{}, 1),
 		claims: make(map[TopicPartition]*holding), gaveUp: make(map[TopicPartition]int64), former: make(map[TopicPartition]formerly), looked: time.Now(),
 	}
+	s.unsettled = s.born
 	s.patterns, _ = compilePatterns(topics) // Consume has checked them.
 	if len(s.memberID) > maxNameBytes {
 		s.memberID = uuid.NewString()
@@ -162,6 +163,9 @@ func (s *Session) run() error {
 	for s.ctx.Err() == nil {
 		select {
 		case <-s.work:
+			if s.unsettled.IsZero() {
+				s.unsettled = time.Now()
+			}
 			s.sync()
 		case <-s.ctx.Done():
 		}
@@ -426,12 +430,25 @@ func (s *Session) reconcile(seq int64, grants map[TopicPartition]*partitionGrant
 	if changes > 0 {
 		s.client.metrics.Consumer.recordRebalance()
 	}
+	s.settle(changes > 0, pending)
 	switch {
 	case setUp:
 		s.begin()
 	case len(grants) > 0 || !pending:
 		s.callSetup()
 	}
+}
+
+// settle measures how long it has taken until the member was told all that is to change.
+func (s *Session) settle(changed, pending bool) {
+	s.moved = s.moved || changed
+	if pending {
+		return
+	}
+	if s.moved {
+		s.client.metrics.Consumer.rebalanceLatency.record(time.Since(s.unsettled))
+	}
+	s.unsettled, s.moved = time.Time{}, false
 }
 
 func (s *Session) newHolding(tp TopicPartition, g *partitionGrant) *holding {

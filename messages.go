@@ -46,6 +46,11 @@ const (
 )
 
 // String is what errors and logs call the request.
+// known tells that a request is one of those above.
+func (t requestType) known() bool {
+	return t.String() != "Request"+strconv.Itoa(int(t))
+}
+
 func (t requestType) String() string {
 	documented := [...]string{
 		"Produce", "Fetch", "CreateTopic", "DeleteTopic", "ListTopics", "Metadata",

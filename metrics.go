@@ -1,21 +1,55 @@
 package robust
 
 import (
-	"maps"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Metrics are a client's counters, updated by the client itself: one set for all
-// of its handles. It is live and must not be copied; the GetStats methods return
-// snapshots. All methods may be called concurrently and an update does not
-// allocate.
+// Metrics are what a client counts and measures, one set for all of its handles. They are
+// live and must not be copied; GetStats returns snapshots. All methods may be called
+// concurrently, and an update does not allocate, but for the first value within a power of two.
+//
+// It is an expvar.Var: expvar.Publish("robust", client.Metrics()) shows it.
 type Metrics struct {
 	Producer   ProducerMetrics
 	Consumer   ConsumerMetrics
 	Connection ConnectionMetrics
+}
+
+// Stats is a snapshot of [Metrics]. What it shows as JSON has the names and units of
+// docs/metrics.md.
+type Stats struct {
+	Time       time.Time       `json:"time"` // when it was taken
+	Producer   ProducerStats   `json:"producer"`
+	Consumer   ConsumerStats   `json:"consumer"`
+	Connection ConnectionStats `json:"connection"`
+}
+
+// GetStats returns a snapshot of all.
+func (m *Metrics) GetStats() Stats {
+	return Stats{time.Now(), m.Producer.GetStats(), m.Consumer.GetStats(), m.Connection.GetStats()}
+}
+
+// String returns a snapshot as JSON, as package expvar wants it.
+func (m *Metrics) String() string { return jsonOf(m.GetStats()) }
+
+// Since returns what has come after an earlier snapshot of the same metrics: counters and
+// distributions are differences, what tells a present state (BufferedBytes, lag,
+// ActiveConnections) is as in s. Time.Sub tells in which time that was.
+func (s Stats) Since(earlier Stats) Stats {
+	s.Producer = s.Producer.Since(earlier.Producer)
+	s.Consumer = s.Consumer.Since(earlier.Consumer)
+	s.Connection = s.Connection.Since(earlier.Connection)
+	return s
+}
+
+// kept names what outlives a restart in the file of [WithMetricsFile].
+func (m *Metrics) kept() keptMetrics {
+	k := keptMetrics{counters: make(map[string]*atomic.Uint64), histograms: make(map[string]keptHistogram)}
+	m.Producer.keep(k)
+	m.Consumer.keep(k)
+	m.Connection.keep(k)
+	return k
 }
 
 // ProducerMetrics count what was sent.
@@ -23,9 +57,13 @@ type ProducerMetrics struct {
 	messagesSent   atomic.Uint64
 	messagesFailed atomic.Uint64
 	bytesSent      atomic.Uint64
-	retries        atomic.Uint64
-	latencySum     atomic.Int64
-	latencyMax     atomic.Int64
+	retries        [maxReasons]atomic.Uint64
+	latency        histogram[time.Duration]
+	batchMessages  histogram[int64]
+	batchBytes     histogram[int64]
+	plainBytes     atomic.Uint64
+	storedBytes    atomic.Uint64
+	buffered       gauges
 }
 
 // NewProducerMetrics returns counters of the application's own.
@@ -33,205 +71,121 @@ func NewProducerMetrics() *ProducerMetrics { return new(ProducerMetrics) }
 
 // ProducerStats is a snapshot of [ProducerMetrics].
 type ProducerStats struct {
-	MessagesSent   uint64        // stored by a broker
-	MessagesFailed uint64        // reported to the application as failed
-	BytesSent      uint64        // [Message.Size] of the messages sent
-	Retries        uint64        // tries after the first
-	AverageLatency time.Duration // from the call to the broker's answer, retries included
-	MaxLatency     time.Duration
+	MessagesSent   uint64 `json:"messages_sent"`   // stored by a broker
+	MessagesFailed uint64 `json:"messages_failed"` // reported to the application as failed
+	BytesSent      uint64 `json:"bytes_sent"`      // [Message.Size] of the messages sent
+	Retries        uint64 `json:"retries"`         // tries after the first, of a message or a batch
+	// RetriesByReason tells why: "connection" (it could not be opened, or broke), "no_answer"
+	// (none came in time), or the code of the broker's refusal in lower case, such as
+	// "not_leader". Reasons that have not come up are left out.
+	RetriesByReason map[string]uint64 `json:"retries_by_reason"`
+	// From the call to the broker's answer, retries included: the average, the longest, and
+	// how they are distributed.
+	AverageLatency time.Duration            `json:"-"`
+	MaxLatency     time.Duration            `json:"-"`
+	Latency        Histogram[time.Duration] `json:"latency_seconds"`
+	// The batches that were stored: messages, and bytes as they were sent.
+	BatchMessages Histogram[int64] `json:"batch_messages"`
+	BatchBytes    Histogram[int64] `json:"batch_bytes"`
+	// Bytes of these batches before and after compression.
+	PlainBytes   uint64 `json:"batch_plain_bytes"`
+	EncodedBytes uint64 `json:"batch_encoded_bytes"`
+	// BufferedBytes is what counts for [WithMaxBufferedBytes] now, of all producers.
+	BufferedBytes int64 `json:"buffered_bytes"`
+}
+
+// CompressionRatio tells how many bytes became one: 1 without compression, 0 if there was
+// no batch.
+func (s ProducerStats) CompressionRatio() float64 {
+	if s.EncodedBytes == 0 {
+		return 0
+	}
+	return float64(s.PlainBytes) / float64(s.EncodedBytes)
+}
+
+// Since is as [Stats.Since].
+func (s ProducerStats) Since(earlier ProducerStats) ProducerStats {
+	s.MessagesSent = grown(s.MessagesSent, earlier.MessagesSent)
+	s.MessagesFailed = grown(s.MessagesFailed, earlier.MessagesFailed)
+	s.BytesSent = grown(s.BytesSent, earlier.BytesSent)
+	s.Retries = grown(s.Retries, earlier.Retries)
+	s.PlainBytes = grown(s.PlainBytes, earlier.PlainBytes)
+	s.EncodedBytes = grown(s.EncodedBytes, earlier.EncodedBytes)
+	s.RetriesByReason = grownByKey(s.RetriesByReason, earlier.RetriesByReason)
+	s.Latency = s.Latency.Since(earlier.Latency)
+	s.AverageLatency, s.MaxLatency = s.Latency.Mean(), s.Latency.Max
+	s.BatchMessages = s.BatchMessages.Since(earlier.BatchMessages)
+	s.BatchBytes = s.BatchBytes.Since(earlier.BatchBytes)
+	return s
 }
 
 // RecordSent counts one message of so many bytes that took latency to be stored.
 func (m *ProducerMetrics) RecordSent(bytes uint64, latency time.Duration) {
-	// Bytes and latency go first: a snapshot that has the message has them too,
-	// so that its averages err to the long side and never divide by a message
-	// that is not there.
+	// Bytes and latency go first: a snapshot that has the message has them too, so that
+	// averages err to the long side.
 	m.bytesSent.Add(bytes)
-	m.latencySum.Add(int64(latency))
-	m.raiseLatency(latency)
+	m.latency.record(latency)
 	m.messagesSent.Add(1)
 }
 
-// recordBatch counts n messages at once; sum and longest are of their latencies.
-func (m *ProducerMetrics) recordBatch(n, bytes uint64, sum, longest time.Duration) {
+// recordBatch counts n messages that were stored in a batch, whose latencies have been
+// counted; plain and encoded are its bytes before and after compression, 0 if the messages
+// were sent by themselves.
+func (m *ProducerMetrics) recordBatch(n, bytes uint64, plain, encoded int) {
 	m.bytesSent.Add(bytes) // As in RecordSent.
-	m.latencySum.Add(int64(sum))
-	m.raiseLatency(longest)
-	m.messagesSent.Add(n)
-}
-
-func (m *ProducerMetrics) raiseLatency(latency time.Duration) {
-	for {
-		longest := m.latencyMax.Load()
-		if int64(latency) <= longest || m.latencyMax.CompareAndSwap(longest, int64(latency)) {
-			return
-		}
+	if encoded > 0 {
+		m.batchMessages.record(int64(n))
+		m.batchBytes.record(int64(encoded))
+		m.plainBytes.Add(uint64(plain))
+		m.storedBytes.Add(uint64(encoded))
 	}
+	m.messagesSent.Add(n)
 }
 
 // RecordFailed counts one message that was not stored.
 func (m *ProducerMetrics) RecordFailed() { m.messagesFailed.Add(1) }
 
-func (m *ProducerMetrics) recordRetry() { m.retries.Add(1) }
+// recordRetry counts a try after the one that has failed with err.
+func (m *ProducerMetrics) recordRetry(err error) { m.retries[reasonOf(err)].Add(1) }
 
 // GetStats returns a snapshot.
 func (m *ProducerMetrics) GetStats() ProducerStats {
 	s := ProducerStats{
-		MessagesSent:   m.messagesSent.Load(),
-		MessagesFailed: m.messagesFailed.Load(),
-		BytesSent:      m.bytesSent.Load(),
-		Retries:        m.retries.Load(),
-		MaxLatency:     time.Duration(m.latencyMax.Load()),
+		MessagesSent:    m.messagesSent.Load(),
+		MessagesFailed:  m.messagesFailed.Load(),
+		BytesSent:       m.bytesSent.Load(),
+		RetriesByReason: make(map[string]uint64),
+		Latency:         m.latency.snapshot(),
+		BatchMessages:   m.batchMessages.snapshot(),
+		BatchBytes:      m.batchBytes.snapshot(),
+		EncodedBytes:    m.storedBytes.Load(),
+		PlainBytes:      m.plainBytes.Load(),
+		BufferedBytes:   m.buffered.sum(),
 	}
-	if s.MessagesSent > 0 {
-		s.AverageLatency = time.Duration(uint64(m.latencySum.Load()) / s.MessagesSent)
+	for i := range m.retries {
+		if n := m.retries[i].Load(); n > 0 {
+			s.Retries += n
+			s.RetriesByReason[reasonName(i)] = n
+		}
 	}
+	s.AverageLatency, s.MaxLatency = s.Latency.Mean(), s.Latency.Max
 	return s
 }
 
-// ConsumerMetrics count what was read.
-type ConsumerMetrics struct {
-	messagesReceived atomic.Uint64
-	bytesReceived    atomic.Uint64
-	fetches          atomic.Uint64
-	commits          atomic.Uint64
-	commitErrors     atomic.Uint64
-	rebalances       atomic.Uint64
-	errorsDropped    atomic.Uint64
-
-	mu      sync.RWMutex // guards the following
-	lag     map[TopicPartition]*atomic.Int64
-	sources map[any]readerSource // the client's own readers, asked for each snapshot
-}
-
-// readerSource is a reader that counts by itself.
-type readerSource struct {
-	of  TopicPartition
-	lag func() (int64, bool) // false while it is not known
-	// received is how many messages, and bytes of them, were delivered until now.
-	received func() (messages, bytes uint64)
-}
-
-// NewConsumerMetrics returns counters of the application's own.
-func NewConsumerMetrics() *ConsumerMetrics { return new(ConsumerMetrics) }
-
-// ConsumerStats is a snapshot of [ConsumerMetrics].
-type ConsumerStats struct {
-	MessagesReceived uint64 // handed to the application or put into its channel
-	BytesReceived    uint64 // [Message.Size] of them
-	FetchCount       uint64 // fetch requests answered
-	CommitCount      uint64 // commits that succeeded
-	CommitErrors     uint64 // commits that failed
-	Rebalances       uint64 // changes of what members of consumer groups read
-	ErrorsDropped    uint64 // notices that nobody read from an Errors channel in time
-	// Lag is, for each partition that is being read, how many messages lie
-	// between the next one to be handed over and the high-water mark; of several
-	// readers of one partition, the one that is furthest behind.
-	Lag map[TopicPartition]int64
-}
-
-// RecordReceived counts one message of so many bytes.
-func (m *ConsumerMetrics) RecordReceived(bytes uint64) {
-	m.bytesReceived.Add(bytes)
-	m.messagesReceived.Add(1)
-}
-
-// RecordFetch counts one fetch.
-func (m *ConsumerMetrics) RecordFetch() { m.fetches.Add(1) }
-
-// RecordCommit counts one commit.
-func (m *ConsumerMetrics) RecordCommit(success bool) {
-	if success {
-		m.commits.Add(1)
-	} else {
-		m.commitErrors.Add(1)
-	}
-}
-
-func (m *ConsumerMetrics) recordRebalance() { m.rebalances.Add(1) }
-
-func (m *ConsumerMetrics) recordDroppedError() { m.errorsDropped.Add(1) }
-
-// UpdateLag sets how far the reader of a partition is behind.
-func (m *ConsumerMetrics) UpdateLag(topic string, partition int32, lag int64) {
-	m.lagOf(topic, partition).Store(lag)
-}
-
-// lagOf returns the gauge of one partition.
-func (m *ConsumerMetrics) lagOf(topic string, partition int32) *atomic.Int64 {
-	key := TopicPartition{topic, partition}
-	m.mu.RLock()
-	gauge := m.lag[key]
-	m.mu.RUnlock()
-	if gauge != nil {
-		return gauge
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if gauge = m.lag[key]; gauge == nil {
-		if m.lag == nil {
-			m.lag = make(map[TopicPartition]*atomic.Int64)
+func (m *ProducerMetrics) keep(k keptMetrics) {
+	k.counters["producer.messages_sent"] = &m.messagesSent
+	k.counters["producer.messages_failed"] = &m.messagesFailed
+	k.counters["producer.bytes_sent"] = &m.bytesSent
+	k.counters["producer.batch_plain_bytes"] = &m.plainBytes
+	k.counters["producer.batch_encoded_bytes"] = &m.storedBytes
+	for i := range m.retries {
+		if name := reasonName(i); name != "" {
+			k.counters["producer.retries."+name] = &m.retries[i]
 		}
-		gauge = new(atomic.Int64)
-		m.lag[key] = gauge
 	}
-	return gauge
-}
-
-// addReader has every snapshot ask a reader, until removeReader is called with the same
-// key.
-func (m *ConsumerMetrics) addReader(key any, s readerSource) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.sources == nil {
-		m.sources = make(map[any]readerSource)
-	}
-	m.sources[key] = s
-}
-
-// removeReader keeps what a reader has delivered, which is all that it ever will.
-func (m *ConsumerMetrics) removeReader(key any) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if s, ok := m.sources[key]; ok {
-		messages, bytes := s.received()
-		m.bytesReceived.Add(bytes)
-		m.messagesReceived.Add(messages)
-		delete(m.sources, key)
-	}
-}
-
-// GetStats returns a snapshot.
-func (m *ConsumerMetrics) GetStats() ConsumerStats {
-	m.mu.RLock()
-	gauges := maps.Clone(m.lag)
-	sources := slices.Collect(maps.Values(m.sources))
-	// With the lock: a reader that is removed is counted here or there.
-	messages, bytes := m.messagesReceived.Load(), m.bytesReceived.Load()
-	m.mu.RUnlock()
-	s := ConsumerStats{
-		MessagesReceived: messages,
-		BytesReceived:    bytes,
-		FetchCount:       m.fetches.Load(),
-		CommitCount:      m.commits.Load(),
-		CommitErrors:     m.commitErrors.Load(),
-		Rebalances:       m.rebalances.Load(),
-		ErrorsDropped:    m.errorsDropped.Load(),
-		Lag:              make(map[TopicPartition]int64, len(gauges)),
-	}
-	for key, gauge := range gauges {
-		s.Lag[key] = gauge.Load()
-	}
-	// Without the lock: a reader takes its own.
-	for _, source := range sources {
-		if lag, ok := source.lag(); ok {
-			s.Lag[source.of] = max(lag, s.Lag[source.of])
-		}
-		messages, bytes := source.received()
-		s.MessagesReceived += messages
-		s.BytesReceived += bytes
-	}
-	return s
+	k.histograms["producer.latency"] = &m.latency
+	k.histograms["producer.batch_messages"] = &m.batchMessages
+	k.histograms["producer.batch_bytes"] = &m.batchBytes
 }
 
 // ConnectionMetrics count connections to brokers.
@@ -240,6 +194,8 @@ type ConnectionMetrics struct {
 	total         atomic.Uint64
 	failed        atomic.Uint64
 	reconnections atomic.Uint64
+	connect       histogram[time.Duration]
+	bytes         byteCounters
 }
 
 // NewConnectionMetrics returns counters of the application's own.
@@ -247,10 +203,25 @@ func NewConnectionMetrics() *ConnectionMetrics { return new(ConnectionMetrics) }
 
 // ConnectionStats is a snapshot of [ConnectionMetrics].
 type ConnectionStats struct {
-	ActiveConnections int64  // open now
-	TotalConnections  uint64 // opened so far
-	FailedConnections uint64 // tries that failed
-	Reconnections     uint64 // connections opened to replace one that broke
+	ActiveConnections int64  `json:"active_connections"` // open now
+	TotalConnections  uint64 `json:"connections"`        // opened so far
+	FailedConnections uint64 `json:"failed_connections"` // tries that failed
+	Reconnections     uint64 `json:"reconnections"`      // connections opened to replace one that broke
+	// ConnectLatency is how long it took to open those that were opened, the hello included.
+	ConnectLatency Histogram[time.Duration] `json:"connect_seconds"`
+	BytesReceived  uint64                   `json:"bytes_received"` // from brokers, frames and bodies
+	BytesSent      uint64                   `json:"bytes_sent"`     // to brokers
+}
+
+// Since is as [Stats.Since].
+func (s ConnectionStats) Since(earlier ConnectionStats) ConnectionStats {
+	s.TotalConnections = grown(s.TotalConnections, earlier.TotalConnections)
+	s.FailedConnections = grown(s.FailedConnections, earlier.FailedConnections)
+	s.Reconnections = grown(s.Reconnections, earlier.Reconnections)
+	s.ConnectLatency = s.ConnectLatency.Since(earlier.ConnectLatency)
+	s.BytesReceived = grown(s.BytesReceived, earlier.BytesReceived)
+	s.BytesSent = grown(s.BytesSent, earlier.BytesSent)
+	return s
 }
 
 // RecordConnection counts a connection that was opened.
@@ -276,5 +247,17 @@ func (m *ConnectionMetrics) GetStats() ConnectionStats {
 		TotalConnections:  m.total.Load(),
 		FailedConnections: m.failed.Load(),
 		Reconnections:     m.reconnections.Load(),
+		ConnectLatency:    m.connect.snapshot(),
+		BytesReceived:     m.bytes.in.Load(),
+		BytesSent:         m.bytes.out.Load(),
 	}
+}
+
+func (m *ConnectionMetrics) keep(k keptMetrics) {
+	k.counters["connection.connections"] = &m.total
+	k.counters["connection.failed_connections"] = &m.failed
+	k.counters["connection.reconnections"] = &m.reconnections
+	k.counters["connection.bytes_received"] = &m.bytes.in
+	k.counters["connection.bytes_sent"] = &m.bytes.out
+	k.histograms["connection.connect"] = &m.connect
 }

@@ -13,11 +13,25 @@ func TestMetricsCount(t *testing.T) {
 	p.RecordSent(100, 10*time.Millisecond)
 	p.RecordSent(50, 30*time.Millisecond)
 	p.RecordFailed()
-	p.recordRetry()
-	require.Equal(t, ProducerStats{
-		MessagesSent: 2, MessagesFailed: 1, BytesSent: 150, Retries: 1,
-		AverageLatency: 20 * time.Millisecond, MaxLatency: 30 * time.Millisecond,
-	}, p.GetStats())
+	p.recordRetry(&ConnError{Op: "read"})
+	p.recordRetry(&ConnError{Op: "wait"})
+	p.recordRetry(&BrokerError{condition: ErrNotLeader})
+	p.recordRetry(&BrokerError{condition: ErrNotLeader})
+	p.recordRetry(&BrokerError{})
+	sent := p.GetStats()
+	require.Equal(t, 2, int(sent.MessagesSent))
+	require.Equal(t, 1, int(sent.MessagesFailed))
+	require.Equal(t, 150, int(sent.BytesSent))
+	require.Equal(t, 20*time.Millisecond, sent.AverageLatency)
+	require.Equal(t, 30*time.Millisecond, sent.MaxLatency)
+	require.Equal(t, 5, int(sent.Retries))
+	require.Equal(t, map[string]uint64{"connection": 1, "no_answer": 1, "not_leader": 2, "internal": 1}, sent.RetriesByReason)
+	require.Zero(t, sent.CompressionRatio())
+	p.recordBatch(3, 300, 1000, 250)
+	p.recordBatch(1, 100, 0, 0)
+	require.InDelta(t, 4, p.GetStats().CompressionRatio(), 0)
+	require.Equal(t, int64(3), p.GetStats().BatchMessages.Quantile(0.5))
+	require.Equal(t, 1, int(p.GetStats().BatchBytes.Count), "of messages sent by themselves there is no batch")
 
 	c := NewConsumerMetrics()
 	c.RecordReceived(10)
@@ -31,7 +45,8 @@ func TestMetricsCount(t *testing.T) {
 	stats := c.GetStats()
 	require.Equal(t, ConsumerStats{
 		MessagesReceived: 1, BytesReceived: 10, FetchCount: 1, CommitCount: 1, CommitErrors: 1, ErrorsDropped: 1,
-		Lag: map[TopicPartition]int64{{"demo", 1}: 4, {"demo", 2}: 9},
+		Lag:        map[TopicPartition]int64{{"demo", 1}: 4, {"demo", 2}: 9},
+		LagByTopic: map[string]TopicLag{"demo": {Partitions: 2, Sum: 13, Max: 9}}, LagTotal: 13,
 	}, stats)
 	delivered := uint64(0) // by each reader
 	reader := func(lag int64, known bool) readerSource {
@@ -69,6 +84,16 @@ func TestMetricsUpdatesDoNotAllocate(t *testing.T) {
 	var m Metrics
 	m.Consumer.UpdateLag("demo", 0, 1)
 	for name, update := range map[string]func(){
+		"record": func() { m.Producer.latency.record(time.Second) },
+		"tally": func() {
+			took := tally[time.Duration]{to: &m.Producer.latency}
+			took.record(time.Millisecond)
+			took.record(time.Hour)
+			took.flush()
+		},
+		"recordBatch":         func() { m.Producer.recordBatch(10, 1000, 1200, 300) },
+		"recordFetch":         func() { m.Consumer.recordFetch(100, time.Millisecond) },
+		"bytes":               func() { m.Connection.bytes.read(10); m.Connection.bytes.wrote(10) },
 		"RecordSent":          func() { m.Producer.RecordSent(100, time.Millisecond) },
 		"RecordFailed":        m.Producer.RecordFailed,
 		"RecordReceived":      func() { m.Consumer.RecordReceived(100) },
@@ -102,5 +127,6 @@ func TestMetricsConcurrently(t *testing.T) {
 	require.Equal(t, uint64(8*each), stats.MessagesSent)
 	require.Equal(t, uint64(8*each), stats.BytesSent)
 	require.Equal(t, time.Duration(7), stats.MaxLatency)
+	require.Equal(t, uint64(8*each), stats.Latency.Count)
 	require.Len(t, m.Consumer.GetStats().Lag, 4)
 }

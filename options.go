@@ -87,6 +87,20 @@ func (f sharedOption) applyBroker(c *brokerConfig) { f(&c.sharedConfig) }
 type sharedConfig struct {
 	logger        *slog.Logger // never nil once defaults are set
 	maxFrameBytes int
+	hooks         Hooks
+	maxSeries     int
+	metricsFile   string // "": none
+	// unmeasured: nothing is counted of what is produced. For the benchmark that tells what
+	// counting costs.
+	unmeasured bool
+}
+
+// forEmbedded is what a broker takes over from the client that it is embedded in: not what
+// shows the client's own doings.
+func (c *sharedConfig) forEmbedded() sharedConfig {
+	s := *c
+	s.hooks, s.metricsFile = Hooks{}, ""
+	return s
 }
 
 // config is everything that can be said to New and to a handle. It is copied for
@@ -213,7 +227,7 @@ func defaultConfig() config {
 }
 
 func defaultSharedConfig() sharedConfig {
-	return sharedConfig{logger: slog.Default(), maxFrameBytes: defaultMaxFrameBytes}
+	return sharedConfig{logger: slog.Default(), maxFrameBytes: defaultMaxFrameBytes, maxSeries: defaultMaxSeries}
 }
 
 // limit is one row of a validate table.
@@ -253,6 +267,7 @@ func wait(option string, d, least time.Duration) limit {
 func (c *sharedConfig) limits() []limit {
 	return []limit{
 		{"WithMaxFrameBytes", c.maxFrameBytes >= minMaxFrameBytes && c.maxFrameBytes <= math.MaxInt32, c.maxFrameBytes, "4096 to 2147483647"},
+		{"WithMaxSeries", c.maxSeries > 0, c.maxSeries, "more than 0"},
 	}
 }
 

@@ -264,6 +264,7 @@ func (o *outbox) failWaitingLocked(why func(*outQueue, *outBatch) error) (failed
 // close ends the goroutines and waits for them, at most as long as ctx lasts; stop must
 // have been called.
 func (o *outbox) close(ctx context.Context) {
+	o.client.metrics.Producer.buffered.set(o, nil)
 	o.cancel()
 	o.mu.Lock()
 	if o.expiry != nil {
@@ -318,27 +319,69 @@ func (o *outbox) expire() {
 	o.handLocked(failed)
 }
 
-// count counts what became of a batch's messages.
+// count counts what became of a batch's messages, and tells the application's hook.
 func (o *outbox) count(b *outBatch) {
+	if o.cfg.unmeasured || errors.Is(b.err, errPlainBroker) {
+		return
+	}
 	now := o.age()
 	var n, bytes uint64
-	var sum, longest time.Duration
+	var first *entry
+	took := tally[time.Duration]{to: &o.client.metrics.Producer.latency}
 	for i := range b.entries {
 		e := &b.entries[i]
 		if e.to == nil || e.to.gaveUp() {
 			continue
 		}
-		took := now - e.at
-		n, bytes, sum, longest = n+1, bytes+uint64(e.size), sum+took, max(longest, took)
+		if n++; n == 1 {
+			first = e
+		}
+		bytes += uint64(e.size)
+		if b.err == nil {
+			took.record(now - e.at)
+		}
 	}
-	switch {
-	case n == 0 || errors.Is(b.err, errPlainBroker):
-	case b.err != nil:
+	if n == 0 {
+		return
+	}
+	took.flush()
+	if b.err != nil {
 		o.client.metrics.Producer.messagesFailed.Add(n)
-	default:
-		o.client.metrics.Producer.recordBatch(n, bytes, sum, longest)
+	} else {
+		o.client.metrics.Producer.recordBatch(n, bytes, b.build.size(), len(b.encoded))
+	}
+	if tell := o.cfg.hooks.ProduceDone; tell != nil {
+		tell(b.event(first, int(n), int(bytes), now-first.at))
 	}
 }
+
+// event is what a hook is told of a batch; first is its first message that somebody waits for.
+func (b *outBatch) event(first *entry, n, bytes int, took time.Duration) ProduceEvent {
+	e := ProduceEvent{
+		Topic: first.m.Topic, Partition: first.m.Partition, BaseOffset: offsetNone,
+		Messages: n, Bytes: bytes, Latency: took, Err: b.err,
+	}
+	if b.queue != nil {
+		e.Partition = b.queue.partition
+	}
+	if b.encoded != nil {
+		e.Bytes = len(b.encoded)
+	}
+	if b.err == nil && b.receipts == nil {
+		e.BaseOffset = b.base
+	}
+	return e
+}
+
+// buffered is how many bytes are accepted and not released.
+func (o *outbox) buffered() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.used
+}
+
+// shown has the client's metrics tell of the outbox's memory, until it is closed.
+func (o *outbox) shown() { o.client.metrics.Producer.buffered.set(o, o.buffered) }
 
 // status says what waits, and how things stand with the brokers.
 func (o *outbox) status() Status {

@@ -47,7 +47,7 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		b.fail(context.Canceled)
 		return []*outBatch{b}
 	case again:
-		o.client.metrics.Producer.recordRetry()
+		o.client.metrics.Producer.recordRetry(err)
 		q.again = append(q.again, b)
 		if wait > 0 {
 			q.pauseLocked(wait)

@@ -254,6 +254,11 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.timeout)
 	defer cancel()
 	c, form, err := p.connect(ctx, b.addr, guess)
+	took := time.Since(a.since)
+	if p.hooks.Connected != nil {
+		// Before the connection is used, so that its end is not told first.
+		p.hooks.Connected(ConnectionEvent{Addr: b.addr, Latency: took, Err: err})
+	}
 	if c != nil {
 		c.held = lane == 1
 	}
@@ -263,6 +268,9 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 	if err == nil && p.closed {
 		_ = c.nc.Close() // It was never used.
 		err = ErrClosed
+		if p.hooks.Disconnected != nil {
+			defer p.hooks.Disconnected(ConnectionEvent{Addr: b.addr, Err: err})
+		}
 	}
 	if err != nil {
 		if b.failures == 0 {
@@ -281,6 +289,7 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 			p.metrics.RecordReconnection()
 		}
 		p.metrics.RecordConnection()
+		p.metrics.connect.record(took)
 		c.start(&p.running, p.closedConn)
 	}
 	failures := b.failures
@@ -297,6 +306,9 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 // closedConn takes a connection out that has ended.
 func (p *pool) closedConn(c *conn, cause error) {
 	p.metrics.RecordDisconnection()
+	if p.hooks.Disconnected != nil {
+		p.hooks.Disconnected(ConnectionEvent{Addr: c.addr, Latency: time.Since(c.born), Err: cause})
+	}
 	p.mu.Lock()
 	b := p.brokerLocked(c.addr)
 	b.conns = slices.DeleteFunc(b.conns, func(o *conn) bool { return o == c })

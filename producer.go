@@ -47,7 +47,7 @@ func (c *Client) SyncProducer(opts ...ProducerOption) (*SyncProducer, error) {
 		p.box.count(b)
 		p.box.release(b, b.tell())
 	})
-	if err := c.register(p, nil); err != nil {
+	if err := c.register(p, p.box.shown); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -177,11 +177,18 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 
 // record counts a result.
 func (p *SyncProducer) record(m *Message, start time.Time, err error) {
+	took := time.Since(start)
 	if err != nil {
 		p.client.metrics.Producer.RecordFailed()
-		return
+	} else {
+		p.client.metrics.Producer.RecordSent(m.Size(), took)
 	}
-	p.client.metrics.Producer.RecordSent(m.Size(), time.Since(start))
+	if tell := p.cfg.hooks.ProduceDone; tell != nil && m != nil {
+		tell(ProduceEvent{
+			Topic: m.Topic, Partition: m.Partition, BaseOffset: offsetNone,
+			Messages: 1, Bytes: int(m.Size()), Latency: took, Err: err,
+		})
+	}
 }
 
 // send sends one message within the delivery timeout, counted from start.
@@ -196,7 +203,7 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 		backoff:  backoff{p.cfg.retryBackoff, p.cfg.deliveryTimeout},
 		deadline: start.Add(p.cfg.deliveryTimeout),
 		stop:     p.closing,
-		onRetry:  func(error) { p.client.metrics.Producer.recordRetry() },
+		onRetry:  p.client.metrics.Producer.recordRetry,
 	}
 	var receipt Receipt
 	err = p.client.retry(ctx, policy, func(left time.Duration) error {

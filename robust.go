@@ -175,6 +175,12 @@ type TopicPartition struct {
 	Partition int32
 }
 
+// MarshalText returns topic and partition with a slash between, as they stand in the JSON
+// of metrics.
+func (tp TopicPartition) MarshalText() ([]byte, error) {
+	return strconv.AppendInt(append([]byte(tp.Topic), '/'), int64(tp.Partition), 10), nil
+}
+
 // PendingBatch is a batch that waits to be sent, as [WithFlushPolicy] sees it.
 type PendingBatch struct {
 	Topic     string

@@ -238,7 +238,7 @@ func (p *SyncProducer) settle(ctx context.Context, line *pipeline, s *pipelined,
 			p.client.metadata.forget(s.m.Topic)
 		}
 		line.broken = true
-		p.client.metrics.Producer.recordRetry()
+		p.client.metrics.Producer.recordRetry(err)
 	}
 	return p.send(ctx, s.m, start)
 }

@@ -93,6 +93,11 @@ type Session struct {
 	handlers   sync.WaitGroup // calls of ConsumeClaim
 	alive      atomic.Int64   // when the last request was sent that the broker has answered, since born
 
+	// Whoever syncs has these: since when something else may be granted, zero while all that
+	// is has been told, and whether anything was in that time.
+	unsettled time.Time
+	moved     bool
+
 	mu       sync.Mutex // guards the following
 	memberID string     // brokers of the documented protocol give it
 	claims   map[TopicPartition]*holding
@@ -239,7 +244,9 @@ func (s *Session) commit(only *holding) error {
 	}
 	var err error
 	if len(pending) > 0 {
+		began := time.Now()
 		err = s.sendCommit(ctx, pending, refused)
+		s.client.metrics.Consumer.commitLatency.record(time.Since(began))
 		s.client.metrics.Consumer.RecordCommit(err == nil && len(refused.Fenced) == 0)
 		s.lostIf(err)
 	}
