@@ -357,12 +357,11 @@ func (o *outbox) count(b *outBatch) {
 
 // event is what a hook is told of a batch; first is its first message that somebody waits for.
 func (b *outBatch) event(first *entry, n, bytes int, took time.Duration) ProduceEvent {
-	e := ProduceEvent{
-		Topic: first.m.Topic, Partition: first.m.Partition, BaseOffset: offsetNone,
-		Messages: n, Bytes: bytes, Latency: took, Err: b.err,
-	}
+	e := ProduceEvent{BaseOffset: offsetNone, Messages: n, Bytes: bytes, Latency: took, Err: b.err}
 	if b.queue != nil {
-		e.Partition = b.queue.partition
+		e.Topic, e.Partition = b.queue.topic.name, b.queue.partition
+	} else {
+		e.Topic, e.Partition = first.m.Topic, first.m.Partition
 	}
 	if b.encoded != nil {
 		e.Bytes = len(b.encoded)
