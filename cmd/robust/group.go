@@ -219,22 +219,5 @@ type groupDeleteCmd struct {
 
 // Run deletes groups, all that it can.
 func (c *groupDeleteCmd) Run(ctx context.Context, a *app) error {
-	return a.withAdmin(ctx, func(ctx context.Context, admin *robust.AdminClient) error {
-		var deleted []string
-		var failed []error
-		for _, id := range c.IDs {
-			if err := admin.DeleteGroup(ctx, id); err != nil {
-				failed = append(failed, aboutOne("group", id, err))
-				continue
-			}
-			deleted = append(deleted, id)
-		}
-		var err error
-		if len(deleted) > 0 {
-			err = a.show(map[string]any{"deleted": deleted}, func(w io.Writer) {
-				fmt.Fprintf(w, "deleted: %s\n", strings.Join(deleted, ", "))
-			})
-		}
-		return errors.Join(append(failed, err)...)
-	})
+	return a.deleteAll(ctx, "group", c.IDs, (*robust.AdminClient).DeleteGroup)
 }

@@ -159,12 +159,17 @@ type topicDeleteCmd struct {
 
 // Run deletes topics, all that it can.
 func (c *topicDeleteCmd) Run(ctx context.Context, a *app) error {
+	return a.deleteAll(ctx, "topic", c.Names, (*robust.AdminClient).DeleteTopic)
+}
+
+// deleteAll deletes what is named, all that it can.
+func (a *app) deleteAll(ctx context.Context, kind string, names []string, one func(*robust.AdminClient, context.Context, string) error) error {
 	return a.withAdmin(ctx, func(ctx context.Context, admin *robust.AdminClient) error {
 		var deleted []string
 		var failed []error
-		for _, name := range c.Names {
-			if err := admin.DeleteTopic(ctx, name); err != nil {
-				failed = append(failed, aboutOne("topic", name, err))
+		for _, name := range names {
+			if err := one(admin, ctx, name); err != nil {
+				failed = append(failed, aboutOne(kind, name, err))
 				continue
 			}
 			deleted = append(deleted, name)
