@@ -41,7 +41,8 @@ type brokerConn struct {
 	replies
 	service *service
 	nc      net.Conn
-	host    string // the address that the peer has reached us at
+	prompt  *promptConn // nc, if it is one; nil otherwise
+	host    string      // the address that the peer has reached us at
 	in      *frameReader
 
 	ctx      context.Context //nolint:containedctx // ends with the connection
@@ -52,6 +53,7 @@ type brokerConn struct {
 	gather   gather         // messages that are to be stored; serve's
 	grouping chan groupJob  // requests about groups, in order; nil before the first
 	frames   int            // read so far
+	seen     int            // frames when alone looked last
 	timing   frameTiming    // of the frame that has begun
 
 	mu        sync.Mutex // guards the following
@@ -76,6 +78,7 @@ type groupJob struct {
 }
 
 func newBrokerConn(s *service, nc net.Conn) *brokerConn {
+	nc = promptOf(nc)
 	c := &brokerConn{
 		replies: replies{
 			out: newFrameWriter(nc, writeTimeout), limit: s.cfg.maxFrameBytes, warn: s.warn,
@@ -86,6 +89,7 @@ func newBrokerConn(s *service, nc net.Conn) *brokerConn {
 		done:    make(chan struct{}),
 		storing: budget{limit: maxStoring, given: make(chan struct{}, 1)},
 	}
+	c.prompt, _ = nc.(*promptConn)
 	c.out.large, c.out.bytes = &s.writes, &s.metrics.bytes
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c

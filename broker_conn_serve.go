@@ -108,6 +108,7 @@ func (c *brokerConn) beforeRead(partial bool) error {
 	if err := c.drain(); err != nil {
 		return err
 	}
+	c.prompt.expect(!partial && c.alone())
 	if !partial {
 		if !c.timing.set {
 			return nil
@@ -121,6 +122,19 @@ func (c *brokerConn) beforeRead(partial bool) error {
 	}
 	c.timing = frameTiming{set: true, frame: c.frames, since: time.Now()}
 	return c.setReadDeadline(c.timing.since.Add(frameTimeout))
+}
+
+// alone tells that the peer has sent one request, whose answer it has: it may have waited
+// for that, and send the next one at once.
+func (c *brokerConn) alone() bool {
+	one := c.frames-c.seen <= 2 // A request with a body counts for two.
+	c.seen = c.frames
+	if !one || c.storing.used.Load() != 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heldCount == 0
 }
 
 // setReadDeadline moves the deadline, unless the broker has set it to stop serve.

@@ -45,8 +45,9 @@ var (
 // start until closeWith; whoever starts it waits for them. What is said to be the
 // reader's is that of whoever's turn it is to read.
 type conn struct {
-	addr     string   // immutable, as all up to out
-	nc       net.Conn // written through out, read by the reader, closed by closeWith
+	addr     string      // immutable, as all up to out
+	nc       net.Conn    // written through out, read by the reader, closed by closeWith
+	prompt   *promptConn // nc, if it is one; nil otherwise
 	in       *frameReader
 	form     Protocol
 	peer     clusterInfoResponse // what the hello was answered; empty if it was not
@@ -308,7 +309,7 @@ func (c *conn) awaitRoom(ctx context.Context, timeout time.Duration) error {
 // blocks every write until it is read.
 func (c *conn) writesAtOnce() bool {
 	switch c.nc.(type) {
-	case *net.TCPConn, *pipeConn:
+	case *net.TCPConn, *promptConn, *pipeConn:
 		return true
 	default:
 		return false
@@ -462,6 +463,7 @@ func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
 		stop := context.AfterFunc(ctx, c.interrupt)
 		defer stop()
 	}
+	c.prompt.expect(true)
 	idle := true
 	for {
 		// From here on others have to interrupt.
@@ -476,6 +478,7 @@ func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
 			break
 		}
 	}
+	c.prompt.expect(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.turn.backLocked(idle && c.idleLocked())

@@ -597,7 +597,11 @@ func (w *frameWriter) writeChunk(b, more []byte) error {
 	case len(b) == 0:
 		_, err = w.nc.Write(more)
 	default:
-		_, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+		if nc, ok := w.nc.(*promptConn); ok {
+			err = nc.writeBoth(b, more)
+		} else {
+			_, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+		}
 	}
 	if err == nil {
 		w.bytes.wrote(len(b) + len(more))

@@ -106,6 +106,7 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 	if err != nil {
 		return nil, &ConnError{Addr: addr, Op: "dial", Err: err, unsent: true}
 	}
+	nc = promptOf(nc)
 	// Request IDs are UUIDs of version 8: random, but for the last 48 bits, which
 	// count. Nobody else has them, and finding a call costs no string compare.
 	id := uuid.New()
@@ -123,6 +124,7 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 		done:     make(chan struct{}),
 		inflight: make(map[uint64]*call),
 	}
+	c.prompt, _ = nc.(*promptConn)
 	c.out.large, c.out.bytes = t.writes, t.bytes
 	if tell := t.hooks.RequestDone; tell != nil {
 		c.hook = func(k *call) { tell(c.event(k)) }

@@ -58,6 +58,8 @@ var layerOrder = []string{
 	"options_observe.go",
 	// transport
 	"pipe.go",
+	"conn_prompt_linux.go",
+	"conn_prompt_other.go",
 	"frames.go",
 	"conn_call.go",
 	"conn_read.go",

@@ -1,0 +1,420 @@
+package robust
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// patientPrompt makes a connection one that is detached after few reads, however slow they
+// are, and looks for longer than a loaded machine takes.
+func patientPrompt(nc net.Conn) *promptConn {
+	c := promptOf(nc).(*promptConn)
+	c.wait, c.patience = time.Hour, 20*time.Millisecond
+	return c
+}
+
+// forDetached gives the process processors enough for n detached connections.
+func forDetached(t *testing.T, n int) {
+	t.Helper()
+	before := runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 2*n))
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+}
+
+// tcpPair returns both ends of a connection.
+func tcpPair(t *testing.T) (here, there *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	b, err := l.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+// detachedPair returns a connection that is detached, and its peer.
+func detachedPair(t *testing.T) (*promptConn, *net.TCPConn) {
+	t.Helper()
+	forDetached(t, 1)
+	here, there := tcpPair(t)
+	c := patientPrompt(here)
+	t.Cleanup(func() { c.Close() })
+	require.Eventually(t, func() bool { c.detach(); return c.nc == nil }, 10*time.Second, time.Millisecond,
+		"another test's connections are detached")
+	c.expect(true)
+	return c, there
+}
+
+func processFiles(t *testing.T) int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fd/*")
+	require.NoError(t, err)
+	return len(files)
+}
+
+func TestPromptDetachesAndAttaches(t *testing.T) {
+	forDetached(t, 1)
+	here, there := tcpPair(t)
+	c := patientPrompt(here)
+	echo := func() {
+		t.Helper()
+		_, err := there.Write([]byte("ping"))
+		require.NoError(t, err)
+		b := make([]byte, 16)
+		n, err := c.Read(b)
+		require.NoError(t, err)
+		require.Equal(t, "ping", string(b[:n]))
+		_, err = c.Write([]byte("pong"))
+		require.NoError(t, err)
+		_, err = io.ReadFull(there, b[:4])
+		require.NoError(t, err)
+		require.Equal(t, "pong", string(b[:4]))
+	}
+	// What is not expected soon is read as ever.
+	for range 2 * promptAfter {
+		echo()
+		require.NotNil(t, c.nc)
+	}
+	for round := range 3 {
+		c.expect(true)
+		require.Eventually(t, func() bool { echo(); return c.nc == nil }, time.Minute, time.Microsecond, "round %d", round)
+		echo()
+		c.expect(false)
+		echo()
+		require.IsType(t, (*os.File)(nil), c.nc, "round %d", round)
+	}
+	// And what does not come is waited for as ever, less readily each time.
+	c.expect(true)
+	require.Eventually(t, func() bool { echo(); return c.nc == nil }, time.Minute, time.Microsecond)
+	after := c.after
+	late := time.AfterFunc(3*c.patience, func() { there.Write([]byte("late")) })
+	defer late.Stop()
+	b := make([]byte, 16)
+	n, err := c.Read(b)
+	require.NoError(t, err)
+	require.Equal(t, "late", string(b[:n]))
+	require.NotNil(t, c.nc)
+	require.Equal(t, 2*after, c.after)
+}
+
+func TestPromptEnds(t *testing.T) {
+	b := make([]byte, 16)
+	t.Run("peer closes", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, there.Close())
+		_, err := c.Read(b)
+		require.ErrorIs(t, err, io.EOF)
+	})
+	t.Run("peer resets", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, there.SetLinger(0))
+		require.NoError(t, there.Close())
+		_, err := c.Read(b)
+		require.ErrorContains(t, err, "reset")
+	})
+	t.Run("closed before", func(t *testing.T) {
+		c, _ := detachedPair(t)
+		require.NoError(t, c.Close())
+		_, err := c.Read(b)
+		require.ErrorIs(t, err, net.ErrClosed)
+		_, err = c.Write(b)
+		require.ErrorIs(t, err, net.ErrClosed)
+		require.ErrorIs(t, c.SetDeadline(time.Time{}), net.ErrClosed)
+		require.ErrorIs(t, c.CloseWrite(), net.ErrClosed)
+		require.ErrorIs(t, c.Close(), net.ErrClosed)
+	})
+	t.Run("closed during a read", func(t *testing.T) {
+		c, there := detachedPair(t)
+		c.patience = time.Hour
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 16))
+			ended <- err
+		}()
+		awaitUse(t, c)
+		require.NoError(t, c.Close())
+		require.Error(t, <-ended)
+		_, err := there.Read(b)
+		require.ErrorIs(t, err, io.EOF)
+	})
+	t.Run("deadline before", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, c.SetReadDeadline(time.Unix(1, 0)))
+		_, err := c.Read(b)
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.NoError(t, c.SetReadDeadline(time.Time{}))
+		_, err = there.Write([]byte("x"))
+		require.NoError(t, err)
+		n, err := c.Read(b)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+	})
+	t.Run("deadline during a read", func(t *testing.T) {
+		c, _ := detachedPair(t)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 16))
+			ended <- err
+		}()
+		awaitUse(t, c)
+		require.NoError(t, c.SetReadDeadline(time.Unix(1, 0)))
+		require.ErrorIs(t, <-ended, os.ErrDeadlineExceeded)
+	})
+	t.Run("no more is written", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, c.CloseWrite())
+		_, err := there.Read(b)
+		require.ErrorIs(t, err, io.EOF)
+		_, err = there.Write([]byte("x"))
+		require.NoError(t, err)
+		n, err := c.Read(b)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+	})
+}
+
+// awaitUse waits until somebody uses the detached socket.
+func awaitUse(t *testing.T, c *promptConn) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.users > 0
+	}, time.Minute, time.Microsecond)
+}
+
+// A writer whose peer does not read waits as long as its deadline allows, and does not
+// keep the reader from reading.
+func TestPromptWriterWaits(t *testing.T) {
+	c, there := detachedPair(t)
+	payload := make([]byte, 32<<20)
+	_, _ = rand.Read(payload)
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.Write(payload)
+		written <- err
+	}()
+	awaitUse(t, c)
+	_, err := there.Write([]byte("meanwhile"))
+	require.NoError(t, err)
+	c.expect(false) // Which it cannot be attached for while somebody writes.
+	b := make([]byte, 16)
+	n, err := c.Read(b)
+	require.NoError(t, err)
+	require.Equal(t, "meanwhile", string(b[:n]))
+	got := make([]byte, len(payload))
+	_, err = io.ReadFull(there, got)
+	require.NoError(t, err)
+	require.NoError(t, <-written)
+	require.True(t, bytes.Equal(payload, got))
+
+	require.NoError(t, c.Close())
+	c, _ = detachedPair(t)
+	require.NoError(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
+	_, err = c.Write(payload)
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	require.NoError(t, c.SetWriteDeadline(time.Time{}))
+	go func() {
+		_, err := c.Write(payload)
+		written <- err
+	}()
+	awaitUse(t, c)
+	require.NoError(t, c.Close())
+	require.Error(t, <-written)
+}
+
+func TestPromptWritesBoth(t *testing.T) {
+	forDetached(t, 1)
+	here, there := tcpPair(t)
+	c := patientPrompt(here)
+	both := func(state string) {
+		t.Helper()
+		require.NoError(t, c.writeBoth([]byte("head "), []byte("body")), state)
+		b := make([]byte, 9)
+		_, err := io.ReadFull(there, b)
+		require.NoError(t, err, state)
+		require.Equal(t, "head body", string(b), state)
+	}
+	both("attached")
+	require.Eventually(t, func() bool { c.detach(); return c.nc == nil }, time.Minute, time.Millisecond)
+	both("detached")
+	require.True(t, c.attach())
+	both("attached again")
+}
+
+// No more connections are detached than may be, none keeps its place when it is closed, and
+// no file stays open.
+func TestPromptPlaces(t *testing.T) {
+	forDetached(t, 2)
+	most := runtime.GOMAXPROCS(0) / 2
+	require.Eventually(t, func() bool { return detached.Load() == 0 }, time.Minute, time.Millisecond)
+	files := processFiles(t)
+	for range 20 {
+		var all []*promptConn
+		for range most + 3 {
+			here, _ := tcpPair(t)
+			c := patientPrompt(here)
+			c.detach()
+			all = append(all, c)
+		}
+		require.LessOrEqual(t, int(detached.Load()), most)
+		require.Positive(t, detached.Load())
+		for i, c := range all {
+			if i%2 == 0 && c.nc == nil {
+				require.True(t, c.attach())
+			}
+			require.NoError(t, c.Close())
+		}
+		require.Eventually(t, func() bool { return detached.Load() == 0 }, time.Minute, time.Millisecond)
+	}
+	runtime.GC()
+	// The peers are closed at the end of the test.
+	require.LessOrEqual(t, processFiles(t)-files, 20*(most+3)+8)
+}
+
+// promptListener accepts connections that are detached soon.
+type promptListener struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []*promptConn
+}
+
+func (l *promptListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := patientPrompt(nc)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = append(l.conns, c)
+	return c, nil
+}
+
+// wasDetached tells whether any of the connections was.
+func wasDetached(conns []*promptConn) bool {
+	for _, c := range conns {
+		c.mu.Lock()
+		_, tcp := c.nc.(*net.TCPConn)
+		c.mu.Unlock()
+		if !tcp {
+			return true
+		}
+	}
+	return false
+}
+
+// Both ends of a producer's connection are detached while it sends one message after the
+// other; whatever interrupts that, each message is stored once and in order.
+func TestPromptProducer(t *testing.T) {
+	forDetached(t, 4)
+	b, err := NewBroker(WithTopic("t", 1), WithDataDir(t.TempDir()))
+	require.NoError(t, err)
+	defer b.Close()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := &promptListener{Listener: tcp}
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(l) }()
+	var mu sync.Mutex
+	var dialled []*promptConn
+	c, err := New(WithBrokers(tcp.Addr().String()), WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		p := patientPrompt(nc)
+		mu.Lock()
+		defer mu.Unlock()
+		dialled = append(dialled, p)
+		return p, nil
+	}))
+	require.NoError(t, err)
+	defer c.Close()
+	p, err := c.SyncProducer()
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var sent []string
+	send := func(ctx context.Context, n int) {
+		for range n {
+			value := fmt.Sprint(len(sent))
+			_, err := p.Send(ctx, &Message{Topic: "t", Value: []byte(value)})
+			require.NoError(t, err)
+			sent = append(sent, value)
+		}
+	}
+	send(ctx, 100)
+	mu.Lock()
+	require.True(t, wasDetached(dialled), "the client's")
+	mu.Unlock()
+	l.mu.Lock()
+	require.True(t, wasDetached(l.conns), "the broker's")
+	l.mu.Unlock()
+
+	// Others join, and leave it alone again.
+	var others sync.WaitGroup
+	for range 4 {
+		others.Go(func() {
+			for range 50 {
+				if _, err := p.Send(ctx, &Message{Topic: "t", Key: []byte("other"), Value: []byte("other")}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	send(ctx, 50)
+	others.Wait()
+	send(ctx, 50)
+	// The caller gives up, or the connection breaks, at any moment.
+	given := 0
+	for i := range 50 {
+		short, cancel := context.WithTimeout(ctx, time.Duration(i*5)*time.Microsecond)
+		_, err := p.Send(short, &Message{Topic: "t", Key: []byte("given up"), Value: []byte("given up")})
+		cancel()
+		if err != nil {
+			require.True(t, errors.Is(err, context.DeadlineExceeded), "%v", err)
+			given++
+		}
+		send(ctx, 1)
+	}
+	for range 5 {
+		l.mu.Lock()
+		_ = l.conns[len(l.conns)-1].Close()
+		l.mu.Unlock()
+		send(ctx, 20)
+	}
+	var got []string
+	reader, err := c.PartitionConsumer("t", 0)
+	require.NoError(t, err)
+	for m, err := range reader.All(ctx) {
+		require.NoError(t, err)
+		if m.Key == nil {
+			got = append(got, string(m.Value))
+		}
+		if len(got) == len(sent) {
+			break
+		}
+	}
+	require.Equal(t, sent, got)
+	require.NoError(t, c.Close())
+	require.NoError(t, b.Shutdown(ctx))
+	require.ErrorIs(t, <-served, ErrClosed)
+	require.Eventually(t, func() bool { return detached.Load() == 0 }, time.Minute, time.Millisecond)
+}
