@@ -54,6 +54,7 @@ type image struct {
 	env     map[string]string
 	health  []string
 	stage   *instructions.Stage
+	build   string // what is / in the stage that builds
 }
 
 var buildOnce struct {
@@ -109,7 +110,7 @@ func buildImage(t *testing.T) *image {
 
 	last := &all[1]
 	require.Equal(t, "scratch", last.BaseName)
-	i := &image{env: make(map[string]string), stage: last}
+	i := &image{env: make(map[string]string), stage: last, build: fs}
 	for _, c := range of[*instructions.EnvCommand](last) {
 		for _, kv := range c.Env {
 			i.env[kv.Key] = kv.Value
@@ -155,7 +156,7 @@ func TestImage(t *testing.T) {
 			return false
 		}
 		// What is copied into a directory that is made for it has the owner, not that directory.
-		made, err := os.Stat(filepath.Join(work, "image", filepath.FromSlash(path.Join(c.SourcePaths[0], filepath.ToSlash(below)))))
+		made, err := os.Stat(filepath.Join(i.build, filepath.FromSlash(path.Join(c.SourcePaths[0], filepath.ToSlash(below)))))
 		return err == nil && made.IsDir() && below != "."
 	})
 	require.True(t, owned, "the user can write to the volume")

@@ -11,16 +11,23 @@ import (
 
 const version = "v1.2.3"
 
-// theProxy has a version of every module that is released, made from the tree as it is now.
-func theProxy(t *testing.T) (dir string, modules []*released) {
+// copied is the tree as it is now, without what is not released.
+func copied(t *testing.T) string {
 	t.Helper()
-	dir, tree := filepath.Join(t.TempDir(), "proxy"), filepath.Join(t.TempDir(), "tree")
+	tree := t.TempDir()
 	copyTree(t, tree, func(name string) bool {
 		first, _, _ := strings.Cut(name, "/")
 		return !kept(first) && !strings.HasPrefix(name, ".git/")
 	})
+	return tree
+}
+
+// theProxy has a version of every module that is released.
+func theProxy(t *testing.T) (dir string, modules []*released) {
+	t.Helper()
+	dir = t.TempDir()
 	t.Setenv("GOPROXY", offline(t))
-	modules, err := prepare(t.Context(), tree, version, dir)
+	modules, err := prepare(t.Context(), copied(t), version, dir)
 	require.NoError(t, err)
 	return dir, modules
 }
@@ -39,8 +46,9 @@ func TestInstall(t *testing.T) {
 	unixOnly(t)
 	proxy, modules := theProxy(t)
 	dir := t.TempDir()
+	// No database has the checksums of versions that do not exist.
 	env := append(building(), "GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modules"), "GOBIN="+filepath.Join(dir, "bin"),
-		"GOFLAGS=-trimpath -modcacherw", "GOPROXY="+fileURL(proxy)+","+offline(t), "GONOSUMDB=github.com/aminofox/robust-go-sdk", "GONOSUMCHECK=1")
+		"GOFLAGS=-trimpath -modcacherw", "GOPROXY="+fileURL(proxy)+","+offline(t), "GOSUMDB=off")
 
 	output(t, dir, env, "go", "install", "github.com/aminofox/robust-go-sdk/cmd/robust@latest")
 	program := filepath.Join(dir, "bin", "robust")
@@ -63,6 +71,16 @@ func TestInstall(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(user, "main.go"), []byte(main+")\n\nfunc main() {}\n"), 0o600))
 	output(t, user, env, "go", append([]string{"get"}, get...)...)
 	output(t, user, env, "go", "vet", ".")
+
+	// A version that comes after a later one is of modules of that version.
+	tree := copied(t)
+	modules, err := prepare(t.Context(), tree, "v1.2.2", proxy)
+	require.NoError(t, err)
+	for _, m := range modules[1:] {
+		mod, err := os.ReadFile(filepath.Join(tree, m.dir, "go.mod"))
+		require.NoError(t, err)
+		require.Contains(t, string(mod), modules[0].path+" v1.2.2\n")
+	}
 }
 
 // TestPrepare covers the order of modules, and versions that cannot be.

@@ -118,17 +118,29 @@ func unixOnly(t *testing.T) {
 // the program. It ends with the test.
 func serve(t *testing.T, env []string, command ...string) *server {
 	t.Helper()
+	cmd := lasting(t, command[0], command[1:]...)
+	cmd.Env = env
+	return serveBy(t, cmd)
+}
+
+// lasting is a command that may run until the test ends.
+func lasting(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
-	s := &server{cmd: exec.CommandContext(ctx, command[0], command[1:]...)}
-	s.cmd.Env = append(env, "ROBUST_ADDR=127.0.0.1:0")
+	t.Cleanup(cancel)
+	return exec.CommandContext(ctx, name, args...)
+}
+
+// serveBy is serve for a command that may have more than an environment.
+func serveBy(t *testing.T, cmd *exec.Cmd) *server {
+	t.Helper()
+	s := &server{cmd: cmd}
+	s.cmd.Env = append(s.cmd.Env, "ROBUST_ADDR=127.0.0.1:0")
 	s.cmd.Stderr = &s.stderr
 	stdout, err := s.cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, s.cmd.Start())
-	t.Cleanup(func() {
-		s.stop(t)
-		cancel()
-	})
+	t.Cleanup(func() { s.stop(t) })
 	s.out = bufio.NewReader(stdout)
 	line, err := s.out.ReadString('\n')
 	require.NoError(t, err, "%s", &s.stderr)

@@ -211,7 +211,11 @@ func publish(tree string, m *released, version, proxy string) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"list": []byte(version + "\n"), version + ".info": info, version + ".mod": mod} {
+	list, err := os.ReadFile(filepath.Join(dir, "list"))
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	for name, content := range map[string][]byte{"list": append(list, version+"\n"...), version + ".info": info, version + ".mod": mod} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil { //nolint:gosec // likewise
 			return err
 		}

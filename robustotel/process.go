@@ -65,7 +65,7 @@ func (i *Instrumentation) origin(ctx context.Context, m *robust.Message, opts []
 	around := trace.SpanFromContext(ctx)
 	ctx = i.extract(ctx, m)
 	created := trace.SpanContextFromContext(ctx)
-	if i.linksOnly || !created.IsValid() || around.SpanContext().IsValid() {
+	if i.linksOnly || around.SpanContext().IsValid() {
 		ctx = trace.ContextWithSpan(ctx, around)
 	}
 	if created.IsValid() {

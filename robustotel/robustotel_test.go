@@ -659,21 +659,33 @@ func TestMetrics(t *testing.T) {
 		ms[n] = robust.NewMessage("bills", nil)
 	}
 	require.NoError(t, p.SendMessages(t.Context(), ms))
-	_, err := p.Send(t.Context(), robust.NewMessage("no-such-topic", nil))
+	_, err := p.Send(t.Context(), robust.NewMessage("orders", nil))
+	require.NoError(t, err)
+	_, err = p.Send(t.Context(), robust.NewMessage("no-such-topic", nil))
 	require.Error(t, err)
-	b.consume(t, "bills", 10, b.Handler(nothing, robustotel.Group("billing")))
+	handle := b.Handler(func(_ context.Context, m *robust.Message) error {
+		if m.Offset < 0 {
+			return robust.ErrStorage
+		}
+		return nil
+	}, robustotel.Group("billing"))
+	b.consume(t, "bills", 10, handle)
+	require.Error(t, handle(t.Context(), robust.NewMessage("bills", nil)))
 
 	const common = "messaging.client.id=test,"
 	sent := common + "messaging.destination.name=bills,messaging.operation.name=send,messaging.operation.type=send,messaging.system=robust"
 	require.Equal(t, map[string]int64{
 		sent: 10,
+		common + "messaging.destination.name=orders,messaging.operation.name=send,messaging.operation.type=send,messaging.system=robust":                                        1,
 		"error.type=TOPIC_NOT_FOUND," + common + "messaging.destination.name=no-such-topic,messaging.operation.name=send,messaging.operation.type=send,messaging.system=robust": 1,
 	}, b.measured(t, "messaging.client.sent.messages"))
 	require.Equal(t, map[string]int64{
 		common + "messaging.destination.name=bills,messaging.operation.name=receive,messaging.operation.type=receive,messaging.system=robust": 10,
 	}, b.measured(t, "messaging.client.consumed.messages"))
+	processed := common + "messaging.consumer.group.name=billing,messaging.destination.name=bills,messaging.operation.name=process,messaging.operation.type=process,messaging.system=robust"
 	require.Equal(t, map[string]int64{
-		common + "messaging.consumer.group.name=billing,messaging.destination.name=bills,messaging.operation.name=process,messaging.operation.type=process,messaging.system=robust": 10,
+		processed:                         10,
+		"error.type=STORAGE," + processed: 1,
 	}, b.measured(t, "messaging.process.duration"))
 	operations := b.measured(t, "messaging.client.operation.duration")
 	require.Positive(t, operations[sent])
