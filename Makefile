@@ -62,15 +62,14 @@ lint: ## run golangci-lint as .golangci.yml says, in every module
 		(cd $$dir && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); \
 	done
 
-# A nested module need not require a version of the root: its go.work has the one beside it.
-# The go command does not look there when it tidies.
+# A nested module requires no version of the root: its go.work has the one beside it. The
+# go command does not look there when it tidies.
 tidy: ## tidy every go.mod
 	@set -e; for dir in $(MODULES); do \
 		cd $(CURDIR)/$$dir; \
 		[ $$dir = . ] || $(GO) mod edit -replace=$(MODULE)=$(CURDIR); \
 		GOWORK=off $(GO) mod tidy || failed=1; \
-		[ $$dir = . ] || $(GO) mod edit -dropreplace=$(MODULE); \
-		! grep -q '$(MODULE) v0.0.0-00010101000000-000000000000' go.mod || $(GO) mod edit -droprequire=$(MODULE); \
+		[ $$dir = . ] || $(GO) mod edit -dropreplace=$(MODULE) -droprequire=$(MODULE); \
 		[ -z "$$failed" ]; \
 	done
 

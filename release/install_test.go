@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -11,33 +13,38 @@ import (
 
 const version = "v1.2.3"
 
-// copied is the tree as it is now, without what is not released.
-func copied(t *testing.T) string {
+// theProxy has a version of every module that is released, made from the tree as it is now. It
+// also tells of a later one of the root, which nothing must take that was prepared for another.
+func theProxy(t *testing.T) (dir string, modules []*released) {
 	t.Helper()
-	tree := t.TempDir()
+	tree, dir := t.TempDir(), t.TempDir()
 	copyTree(t, tree, func(name string) bool {
 		first, _, _ := strings.Cut(name, "/")
 		return !kept(first) && !strings.HasPrefix(name, ".git/")
 	})
-	return tree
-}
-
-// theProxy has a version of every module that is released.
-func theProxy(t *testing.T) (dir string, modules []*released) {
-	t.Helper()
-	dir = t.TempDir()
-	t.Setenv("GOPROXY", offline(t))
-	modules, err := prepare(t.Context(), copied(t), version, dir)
+	root := filepath.Join(dir, "github.com", "aminofox", "robust-go-sdk", "@v")
+	require.NoError(t, os.MkdirAll(root, 0o755))
+	for name, content := range map[string]string{"list": "v1.9.0\n", "v1.9.0.info": `{"Version":"v1.9.0"}`, "v1.9.0.mod": "module github.com/aminofox/robust-go-sdk\n"} {
+		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(content), 0o600))
+	}
+	modules, err := prepare(t.Context(), tree, version, dir)
 	require.NoError(t, err)
 	return dir, modules
 }
 
-// offline is a proxy of what was downloaded before, and then those that are set up.
-func offline(t *testing.T) string {
+// downloading is an environment with an empty module cache, in which the go command finds
+// versions in a proxy.
+func downloading(t *testing.T, proxy string) []string {
 	t.Helper()
-	cache := strings.TrimSpace(output(t, ".", os.Environ(), "go", "env", "GOMODCACHE"))
-	proxies := strings.TrimSpace(output(t, ".", os.Environ(), "go", "env", "GOPROXY"))
-	return fileURL(filepath.Join(cache, "cache", "download")) + "," + proxies
+	env, err := environment(t.Context(), proxy)
+	require.NoError(t, err)
+	for _, kv := range env {
+		if strings.HasPrefix(kv, "GOPROXY=") {
+			proxy = kv
+		}
+	}
+	// No database has the checksums of versions that do not exist.
+	return building(proxy, "GOMODCACHE="+t.TempDir(), "GOFLAGS=-trimpath -modcacherw", "GOSUMDB=off")
 }
 
 // TestInstall installs the command line as a user does, through a proxy, with no checkout and
@@ -46,9 +53,7 @@ func TestInstall(t *testing.T) {
 	unixOnly(t)
 	proxy, modules := theProxy(t)
 	dir := t.TempDir()
-	// No database has the checksums of versions that do not exist.
-	env := append(building(), "GOPATH="+filepath.Join(dir, "gopath"), "GOMODCACHE="+filepath.Join(dir, "modules"), "GOBIN="+filepath.Join(dir, "bin"),
-		"GOFLAGS=-trimpath -modcacherw", "GOPROXY="+fileURL(proxy)+","+offline(t), "GOSUMDB=off")
+	env := append(downloading(t, proxy), "GOPATH="+filepath.Join(dir, "gopath"), "GOBIN="+filepath.Join(dir, "bin"))
 
 	output(t, dir, env, "go", "install", "github.com/aminofox/robust-go-sdk/cmd/robust@latest")
 	program := filepath.Join(dir, "bin", "robust")
@@ -61,7 +66,7 @@ func TestInstall(t *testing.T) {
 	for _, m := range modules {
 		if !strings.HasPrefix(m.dir, "cmd/") {
 			main += "\t_ \"" + m.path + "\"\n"
-			get = append(get, m.path+"@latest")
+			get = append(get, m.path+"@"+version)
 		}
 	}
 	require.GreaterOrEqual(t, len(get), 2)
@@ -71,16 +76,6 @@ func TestInstall(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(user, "main.go"), []byte(main+")\n\nfunc main() {}\n"), 0o600))
 	output(t, user, env, "go", append([]string{"get"}, get...)...)
 	output(t, user, env, "go", "vet", ".")
-
-	// A version that comes after a later one is of modules of that version.
-	tree := copied(t)
-	modules, err := prepare(t.Context(), tree, "v1.2.2", proxy)
-	require.NoError(t, err)
-	for _, m := range modules[1:] {
-		mod, err := os.ReadFile(filepath.Join(tree, m.dir, "go.mod"))
-		require.NoError(t, err)
-		require.Contains(t, string(mod), modules[0].path+" v1.2.2\n")
-	}
 }
 
 // TestPrepare covers the order of modules, and versions that cannot be.
@@ -108,31 +103,48 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// TestRun prepares a release in a repository, up to what is left to be done by hand.
+// TestRun prepares a release in a repository and does what is left to be done by hand. What the
+// go command then makes of the tags is what go.sum has.
 func TestRun(t *testing.T) {
 	unixOnly(t)
-	tree := t.TempDir()
+	tree, origin := t.TempDir(), t.TempDir()
 	copyTree(t, tree, func(name string) bool { return !strings.HasPrefix(name, ".git/") })
-	env := append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.com", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.com")
-	output(t, tree, env, "git", "init", "--quiet")
-	output(t, tree, env, "git", "add", ".")
-	output(t, tree, env, "git", "commit", "--quiet", "-m", "all")
-	t.Setenv("GOPROXY", offline(t))
+	// The origin is where GitHub would be.
+	config := filepath.Join(t.TempDir(), "gitconfig")
+	require.NoError(t, os.WriteFile(config, []byte("[url \""+fileURL(origin)+"\"]\n\tinsteadOf = https://github.com/aminofox/robust-go-sdk\n"+
+		"[user]\n\tname = a\n\temail = a@example.com\n"), 0o600))
+	env := building("GIT_CONFIG_GLOBAL=" + config)
+	git := func(args ...string) string { return output(t, tree, env, "git", args...) }
+	output(t, origin, env, "git", "init", "--quiet", "--bare")
+	git("init", "--quiet", "--initial-branch=main")
+	git("remote", "add", "origin", "https://github.com/aminofox/robust-go-sdk")
+	git("add", ".")
+	git("commit", "--quiet", "-m", "all")
+	main := git("rev-parse", "main")
 	t.Chdir(filepath.Join(tree, "release"))
 
 	var out strings.Builder
 	require.NoError(t, run(t.Context(), version, "", &out))
-	require.Contains(t, out.String(), "git commit -am 'release v1.2.3'\n  git tag v1.2.3\n")
-	require.Contains(t, out.String(), "git tag cmd/robust/v1.2.3\n")
-	changed := strings.Fields(output(t, tree, env, "git", "diff", "--name-only"))
+	changed := strings.Fields(git("diff", "--name-only"))
 	require.Contains(t, changed, "cmd/robust/go.mod")
 	require.Contains(t, changed, "robustotel/go.sum")
 	require.NotContains(t, changed, "go.mod")
-	mod, err := os.ReadFile(filepath.Join(tree, "robustotel", "go.mod"))
-	require.NoError(t, err)
-	require.Contains(t, string(mod), "github.com/aminofox/robust-go-sdk "+version+"\n")
-	// The workspace still has the sources beside it.
-	output(t, filepath.Join(tree, "robustotel"), building(), "go", "build", "./...")
-
 	require.ErrorContains(t, run(t.Context(), version, "", &out), "changes that are not committed")
+
+	for _, command := range regexp.MustCompile(`(?m)^  (git .*)$`).FindAllStringSubmatch(out.String(), -1) {
+		output(t, tree, env, "sh", "-ec", command[1])
+	}
+	require.Equal(t, main, git("rev-parse", "HEAD"))
+	require.Empty(t, git("status", "--porcelain"))
+	require.Equal(t, "main\n", git("branch", "--show-current"))
+
+	direct := append(downloading(t, t.TempDir()), "GIT_CONFIG_GLOBAL="+config, "GONOPROXY=github.com/aminofox/robust-go-sdk")
+	var downloaded struct{ Sum, GoModSum string }
+	require.NoError(t, json.Unmarshal([]byte(output(t, t.TempDir(), direct, "go", "mod", "download", "-json", "github.com/aminofox/robust-go-sdk@"+version)), &downloaded))
+	sums := git("show", "cmd/robust/"+version+":cmd/robust/go.sum")
+	require.Contains(t, sums, "github.com/aminofox/robust-go-sdk "+version+" "+downloaded.Sum+"\n")
+	require.Contains(t, sums, "github.com/aminofox/robust-go-sdk "+version+"/go.mod "+downloaded.GoModSum+"\n")
+	// A checkout of a tag needs no workspace.
+	git("switch", "--quiet", "--detach", "cmd/robust/"+version)
+	output(t, filepath.Join(tree, "cmd", "robust"), append(direct, "GOWORK=off"), "go", "list", "-deps", "-test", "./...")
 }

@@ -68,12 +68,14 @@ func run(ctx context.Context, version, proxy string, out io.Writer) error {
 			}
 		}
 	}
+	// No branch has the commit: in a workspace the go command would look for a version that is
+	// required there, although it does not use it.
 	fmt.Fprintf(out, "The go.mod and go.sum files require %s of one another. What is left:\n\n", version)
-	fmt.Fprintf(out, "  git commit -am 'release %s'\n", version)
+	fmt.Fprintf(out, "  git switch --detach\n  git commit -am 'release %s'\n", version)
 	for _, tag := range tags {
 		fmt.Fprintf(out, "  git tag %s\n", tag)
 	}
-	fmt.Fprintf(out, "  git push --atomic origin HEAD %s\n", strings.Join(tags, " "))
+	fmt.Fprintf(out, "  git push --atomic origin %s\n  git switch -\n", strings.Join(tags, " "))
 	return nil
 }
 

@@ -49,9 +49,16 @@ func prepare(ctx context.Context, tree, version, proxy string) ([]*released, err
 	if err != nil {
 		return nil, err
 	}
+	// What is downloaded for it must not stay: a version may be prepared more than once, and the
+	// go command would go on with the first.
+	downloads, err := os.MkdirTemp("", "release")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(downloads) }()
 	for _, m := range modules {
 		if m.dir != "." {
-			if err := addRequires(ctx, tree, m, modules, version, proxy); err != nil {
+			if err := addRequires(ctx, tree, m, modules, version, proxy, downloads); err != nil {
 				return nil, fmt.Errorf("%s: %w", m.dir, err)
 			}
 		}
@@ -133,7 +140,7 @@ func load(tree, dir string) (*released, error) {
 }
 
 // addRequires has m require version of the modules that its workspace names.
-func addRequires(ctx context.Context, tree string, m *released, modules []*released, version, proxy string) error {
+func addRequires(ctx context.Context, tree string, m *released, all []*released, version, proxy, downloads string) error {
 	dir := filepath.Join(tree, filepath.FromSlash(m.dir))
 	name := filepath.Join(dir, "go.mod")
 	content, err := os.ReadFile(name)
@@ -145,14 +152,16 @@ func addRequires(ctx context.Context, tree string, m *released, modules []*relea
 		return err
 	}
 	for _, needed := range m.needs {
-		n := slices.IndexFunc(modules, func(other *released) bool { return other.dir == needed })
+		n := slices.IndexFunc(all, func(other *released) bool { return other.dir == needed })
 		if n < 0 {
 			return fmt.Errorf("go.work names %s, which is not released", needed)
 		}
-		if err := mod.AddRequire(modules[n].path, version); err != nil {
+		if err := mod.AddRequire(all[n].path, version); err != nil {
 			return err
 		}
 	}
+	mod.SetRequireSeparateIndirect(mod.Require) // It is a direct one, and stands among those.
+	mod.Cleanup()
 	if content, err = mod.Format(); err != nil {
 		return err
 	}
@@ -165,22 +174,24 @@ func addRequires(ctx context.Context, tree string, m *released, modules []*relea
 	}
 	cmd := exec.CommandContext(ctx, "go", "mod", "tidy")
 	cmd.Dir = dir
-	cmd.Env = append(env, "GOWORK=off", "GOFLAGS=-mod=mod")
+	cmd.Env = append(env, "GOWORK=off", "GOFLAGS=-mod=mod -modcacherw", "GOMODCACHE="+downloads)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go mod tidy: %w\n%s", err, out)
 	}
 	return nil
 }
 
-// environment has the go command find versions in a proxy of ours before others; what no
-// other proxy knows, no checksum database does.
+// environment has the go command find versions in a proxy of ours, then among what was
+// downloaded before, and then where it mostly does. What no other proxy knows, no checksum
+// database does.
 func environment(ctx context.Context, proxy string) ([]string, error) {
-	others, err := exec.CommandContext(ctx, "go", "env", "GOPROXY").Output()
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMODCACHE", "GOPROXY").Output()
 	if err != nil {
 		return nil, fmt.Errorf("go env: %w", err)
 	}
+	cache, others, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return append(os.Environ(),
-		"GOPROXY="+fileURL(proxy)+","+strings.TrimSpace(string(others)),
+		"GOPROXY="+fileURL(proxy)+","+fileURL(filepath.Join(cache, "cache", "download"))+","+others,
 		"GONOSUMDB=github.com/aminofox/robust-go-sdk"), nil
 }
 
