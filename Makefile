@@ -10,6 +10,7 @@ SEED     ?=
 MATCH    ?=
 SIZE     ?= 100 1024
 SVG      ?=
+VERSION  ?=
 MODULE   := github.com/aminofox/robust-go-sdk
 
 # Every module of the tree, the root first. tools/ holds no code of its own: its
@@ -29,7 +30,7 @@ given = $(if $(filter file undefined,$(origin $(1))),$(2),$($(1)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help check test fmt fmt-check vet lint tidy examples fuzz bench bench-log bench-peers torture-groups torture-kill torture-produce torture-history torture-files api
+.PHONY: help check test fmt fmt-check vet lint tidy examples fuzz bench bench-log bench-peers torture-groups torture-kill torture-produce torture-history torture-files api release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -117,6 +118,9 @@ torture-history: ## compare what brokers answer, killed and cut off, with a log,
 torture-files: ## damage RUNS data directories, and have power and disks fail
 	ROBUST_DAMAGES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all \
 		$(GO) test -count 1 -timeout 0 -v -run '^(TestDamagedDirectories|TestPowerLoss|TestStorageFaults)$$' .
+
+release: ## have all modules require VERSION of one another, and say what tags to set
+	cd release && $(GO) run . -version '$(VERSION)'
 
 api: ## record the exported API in testdata/api.txt
 	$(GO) test -run '^TestAPI$$' -update-api .

@@ -21,7 +21,7 @@ import (
 // documents are the pages whose Go code is compared with the examples.
 func documents(t *testing.T) []string {
 	t.Helper()
-	names := []string{"README.md", "DESIGN.md", "CONTRIBUTING.md", filepath.Join("examples", "README.md"), filepath.Join("bench", "README.md")}
+	names := []string{"README.md", "DESIGN.md", "CONTRIBUTING.md", filepath.Join("examples", "README.md"), filepath.Join("examples", "QUICKSTART.md"), filepath.Join("bench", "README.md")}
 	pages, err := filepath.Glob(filepath.Join("docs", "*.md"))
 	require.NoError(t, err)
 	return append(names, pages...)

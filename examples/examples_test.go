@@ -24,12 +24,14 @@ import (
 const deadline = 2 * time.Minute
 
 func TestExamples(t *testing.T) {
+	t.Setenv("ROBUST_BROKERS", "") // Whatever the developer's shell has.
 	dir := build(t)
 	t.Run("embedded", func(t *testing.T) { testEmbedded(t, dir) })
 	t.Run("sequence", func(t *testing.T) { testSequence(t, dir) })
 	t.Run("group", func(t *testing.T) { testGroup(t, dir) })
 	t.Run("kept", func(t *testing.T) { testKept(t, dir) })
 	t.Run("usage", func(t *testing.T) { testUsage(t, dir) })
+	t.Run("environment", func(t *testing.T) { testEnvironment(t, dir) })
 	t.Run("documented", func(t *testing.T) { testDocumented(t, dir) })
 }
 
@@ -400,6 +402,23 @@ func testUsage(t *testing.T, dir string) {
 			require.Contains(t, r.stderr, c.stderr)
 		})
 	}
+}
+
+// testEnvironment has the environment name the broker, unless the flag does.
+func testEnvironment(t *testing.T, dir string) {
+	_, addr := startBroker(t, dir, "-topic", "demo-topic:2")
+	t.Setenv("ROBUST_BROKERS", addr)
+	r := run(t, dir, "admin")
+	require.Zero(t, r.code, "%s", r.stderr)
+	require.Contains(t, r.stdout, "topic demo-topic is there already")
+
+	t.Setenv("ROBUST_BROKERS", "localhost")
+	r = run(t, dir, "admin", "-brokers", addr)
+	require.Zero(t, r.code, "%s", r.stderr)
+	t.Setenv("ROBUST_BROKERS", ",")
+	r = run(t, dir, "admin")
+	require.Equal(t, 2, r.code)
+	require.Contains(t, r.stderr, `ROBUST_BROKERS is ",": want host:port`)
 }
 
 // testDocumented compares what the pages say that a command prints with what it

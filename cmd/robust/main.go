@@ -32,6 +32,7 @@ type cli struct {
 	Consume consumeCmd `cmd:"" help:"Read messages."`
 	Group   groupCmd   `cmd:"" help:"List, describe, reset and delete consumer groups."`
 	Log     logCmd     `cmd:"" help:"Check or repair the data directory of a broker that is not running."`
+	Ping    pingCmd    `cmd:"" help:"Ask whether a broker answers, for health checks."`
 	Bench   benchCmd   `cmd:"" help:"Measure a broker."`
 
 	Completion completionCmd `cmd:"" help:"Print what makes a shell complete commands, flags, topics and groups."`

@@ -40,6 +40,19 @@ func TestServeHTTP(t *testing.T) {
 	require.Contains(t, body, "goroutine")
 }
 
+func TestPing(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	require.Regexp(t, `^`+s.addr+` answers in [0-9.]+.?s\n$`, succeed(t, s.addr, "", "ping"))
+	var v struct {
+		Brokers      []string
+		Milliseconds float64
+	}
+	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "ping", "-o", "json")), &v))
+	require.Equal(t, []string{s.addr}, v.Brokers)
+	require.Positive(t, v.Milliseconds)
+}
+
 // TestServeAgain: a signal ends the broker in good order, and the next one has everything.
 func TestServeAgain(t *testing.T) {
 	t.Parallel()
@@ -139,6 +152,7 @@ func TestAbsentBroker(t *testing.T) {
 		{"consume", "orders"},
 		{"group", "list"},
 		{"bench", "produce"},
+		{"ping"},
 	} {
 		o := robustWith(t, addr, "text\n", args...)
 		require.Equal(t, exitNoBroker, o.code, args)

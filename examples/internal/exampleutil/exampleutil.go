@@ -24,10 +24,20 @@ import (
 // Brokers is the value of the -brokers flag.
 type Brokers struct{ addrs []string }
 
+// brokersEnv is where the addresses come from without the flag. The robust command looks
+// there, too.
+const brokersEnv = "ROBUST_BROKERS"
+
 // BrokersFlag declares -brokers.
 func BrokersFlag() *Brokers {
 	b := new(Brokers)
-	flag.Var(b, "brokers", "`addresses` of the brokers, host:port[,host:port] (default: a broker in this process)")
+	if addrs := os.Getenv(brokersEnv); addrs != "" {
+		if err := b.Set(addrs); err != nil {
+			fmt.Fprintf(os.Stderr, "%s is %q: %v\n", brokersEnv, addrs, err)
+			os.Exit(2)
+		}
+	}
+	flag.Var(b, "brokers", "`addresses` of the brokers, host:port[,host:port] (default: those of "+brokersEnv+", or else a broker in this process)")
 	return b
 }
 
@@ -46,11 +56,11 @@ func (b *Brokers) Set(s string) error {
 	return nil
 }
 
-// Embedded tells that the flag was not given.
+// Embedded tells that there are no addresses.
 func (b *Brokers) Embedded() bool { return b.addrs == nil }
 
-// Option returns what to give to [robust.New]: the addresses of the flag or, without
-// it, a broker in this process that has the given options.
+// Option returns what to give to [robust.New]: the addresses or, without any, a broker in
+// this process that has the given options.
 func (b *Brokers) Option(embedded ...robust.BrokerOption) robust.Option {
 	if b.Embedded() {
 		return robust.WithEmbeddedBroker(append([]robust.BrokerOption{robust.WithNodeID("embedded")}, embedded...)...)
