@@ -153,3 +153,37 @@ func TestHooksTogether(t *testing.T) {
 	require.NoError(t, c.Close())
 	require.Equal(t, []string{"first", "second"}, order)
 }
+
+// restless is a receiver that changes its message as soon as it is asked whether it still
+// waits, as one may that has just given up.
+type restless struct {
+	m    *Message
+	told chan error
+}
+
+func (r *restless) gaveUp() bool {
+	go func() { r.m.Topic, r.m.Partition = "changed", 7 }()
+	return false
+}
+
+func (r *restless) settle(_ *entry, _ Receipt, err error) { r.told <- err }
+
+// TestHookLooksAtNoMessage: the hook used to be told the topic of a message that never had a
+// partition out of the message, which was its sender's again by then: a data race.
+func TestHookLooksAtNoMessage(t *testing.T) {
+	var told toldEvents
+	c, err := New(WithBrokers("broker:1"), WithLogger(nil), WithHooks(told.hooks()),
+		WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }))
+	require.NoError(t, err)
+	defer c.Close()
+	p, err := c.SyncProducer()
+	require.NoError(t, err)
+	r := &restless{NewMessage("nowhere", []byte("x")), make(chan error, 1)}
+	_, err = p.box.accept(t.Context(), r.m, handing{to: r, at: p.box.age()})
+	require.NoError(t, err)
+	require.NoError(t, p.Close())
+	require.ErrorIs(t, <-r.told, ErrClosed)
+	require.Len(t, told.produced, 1)
+	require.Equal(t, "nowhere", told.produced[0].Topic)
+	require.Equal(t, PartitionAny, told.produced[0].Partition)
+}

@@ -225,7 +225,8 @@ const (
 
 // outBatch is some messages of one partition, sent and acknowledged together.
 type outBatch struct {
-	queue   *outQueue
+	queue   *outQueue      // nil: it only tells what became of messages
+	of      TopicPartition // theirs, then; PartitionAny if they had not come to one
 	number  int64 // of its first message, by which the batches of a queue are in order
 	turn    int64 // of the queue, when it was sent last
 	wave    int
@@ -320,8 +321,8 @@ func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
 }
 
 // tellingLocked returns a batch that only tells what became of messages of a wave.
-func (o *outbox) tellingLocked(entries []entry, wave int) *outBatch {
-	b := &outBatch{wave: wave, entries: entries}
+func (o *outbox) tellingLocked(of TopicPartition, entries []entry, wave int) *outBatch {
+	b := &outBatch{of: of, wave: wave, entries: entries}
 	o.waves.counts[b.wave]++
 	return b
 }
