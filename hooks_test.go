@@ -161,7 +161,7 @@ type restless struct {
 	told chan error
 }
 
-func (r *restless) gaveUp() bool {
+func (r *restless) gaveUp(*entry) bool {
 	go func() { r.m.Topic, r.m.Partition = "changed", 7 }()
 	return false
 }
@@ -186,4 +186,84 @@ func TestHookLooksAtNoMessage(t *testing.T) {
 	require.Len(t, told.produced, 1)
 	require.Equal(t, "nowhere", told.produced[0].Topic)
 	require.Equal(t, PartitionAny, told.produced[0].Partition)
+}
+
+// heldConn keeps back what it has received while held is locked.
+type heldConn struct {
+	net.Conn
+
+	held *sync.RWMutex
+}
+
+func (c *heldConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.held.RLock()
+	defer c.held.RUnlock()
+	return n, err
+}
+
+// TestHooksAddUp: messages that nobody waited for any more were counted as failed, without a
+// word to the hook, and those of SendMessages as sent, too, when their answer came.
+func TestHooksAddUp(t *testing.T) {
+	for _, protocol := range []Protocol{ProtocolV1, ProtocolV0} {
+		t.Run(protocol.String(), func(t *testing.T) {
+			var told toldEvents
+			b, err := NewBroker(WithTopic("demo", 1))
+			require.NoError(t, err)
+			defer b.Close()
+			var held sync.RWMutex // Locked, no answer arrives.
+			dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := b.Dial(ctx, network, addr)
+				return &heldConn{nc, &held}, err
+			}
+			c, err := New(WithBrokers("broker:1"), WithDialer(dial), WithProtocol(protocol), WithLogger(nil), WithHooks(told.hooks()))
+			require.NoError(t, err)
+			p, err := c.SyncProducer()
+			require.NoError(t, err)
+			ms := func() (ms []*Message) {
+				for range 10 {
+					ms = append(ms, NewMessage("demo", []byte("0123456789")))
+				}
+				return ms
+			}
+			require.NoError(t, p.SendMessages(t.Context(), ms()))
+			r, err := p.Send(t.Context(), NewMessage("demo", nil))
+			require.NoError(t, err)
+			require.Equal(t, r.Offset, told.produced[len(told.produced)-1].BaseOffset)
+
+			_, err = p.Send(t.Context(), NewMessage("not a topic's name", nil))
+			require.ErrorIs(t, err, ErrInvalidRequest)
+			_, err = p.Send(t.Context(), nil)
+			require.ErrorIs(t, err, ErrInvalidRequest)
+			over, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, err = p.Send(over, NewMessage("demo", nil))
+			require.ErrorIs(t, err, context.Canceled)
+
+			held.Lock()
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			require.Error(t, p.SendMessages(ctx, ms()))
+			_, err = p.Send(ctx, NewMessage("demo", nil))
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			held.Unlock()
+			_, err = p.Send(t.Context(), NewMessage("demo", nil)) // Its answer comes behind those.
+			require.NoError(t, err)
+			require.NoError(t, c.Close())
+
+			var sent, failed uint64
+			for _, e := range told.produced {
+				if e.Err == nil {
+					sent += uint64(e.Messages)
+				} else {
+					failed += uint64(e.Messages)
+				}
+			}
+			s := c.Metrics().Producer.GetStats()
+			require.Equal(t, uint64(10+1+1), sent)
+			require.Equal(t, uint64(3+10+1), failed)
+			require.Equal(t, sent, s.MessagesSent)
+			require.Equal(t, failed, s.MessagesFailed)
+		})
+	}
 }

@@ -330,7 +330,7 @@ func (o *outbox) count(b *outBatch) {
 	took := tally[time.Duration]{to: &o.client.metrics.Producer.latency}
 	for i := range b.entries {
 		e := &b.entries[i]
-		if e.to == nil || e.to.gaveUp() {
+		if e.to == nil || e.to.gaveUp(e) {
 			continue
 		}
 		if n++; n == 1 {

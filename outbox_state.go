@@ -33,8 +33,8 @@ const (
 type receiver interface {
 	// settle is called without locks. It must not block.
 	settle(e *entry, r Receipt, err error)
-	// gaveUp tells that nobody waits any more, so that the message need not be sent.
-	gaveUp() bool
+	// gaveUp tells that nobody waits for the message any more, so that it need not be sent.
+	gaveUp(e *entry) bool
 }
 
 // entry is one message on its way. Its content is in its batch, encoded.
@@ -382,8 +382,8 @@ func (b *outBatch) takeEntries() (taken []entry) {
 
 // wanted tells that somebody waits for a message.
 func (b *outBatch) wanted(i int) bool {
-	to := b.entries[i].to
-	return to != nil && !to.gaveUp()
+	e := &b.entries[i]
+	return e.to != nil && !e.to.gaveUp(e)
 }
 
 // isWantedLocked tells whether anybody waits for any of the batch.
