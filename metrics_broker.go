@@ -183,7 +183,7 @@ func (m *brokerMetrics) connected(nc net.Conn) (ended func(fault error)) {
 // kept names what outlives a restart in the file of [WithMetricsFile].
 func (m *brokerMetrics) kept() keptMetrics {
 	k := keptMetrics{
-		counters: map[string]*atomic.Uint64{
+		counters: map[string]keptCounter{
 			"broker.connections":         &m.total,
 			"broker.refused_connections": &m.refused,
 			"broker.bytes_received":      &m.bytes.in,

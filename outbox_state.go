@@ -227,8 +227,8 @@ const (
 type outBatch struct {
 	queue   *outQueue      // nil: it only tells what became of messages
 	of      TopicPartition // theirs, then; PartitionAny if they had not come to one
-	number  int64 // of its first message, by which the batches of a queue are in order
-	turn    int64 // of the queue, when it was sent last
+	number  int64          // of its first message, by which the batches of a queue are in order
+	turn    int64          // of the queue, when it was sent last
 	wave    int
 	build   batchBuilder
 	entries []entry
