@@ -12,7 +12,7 @@ type Hooks struct {
 	Connected func(ConnectionEvent)
 	// Disconnected is told of each connection that has ended.
 	Disconnected func(ConnectionEvent)
-	// RequestDone is told of each request that was answered, or failed.
+	// RequestDone is told of each request that was answered or, by a client, has failed.
 	RequestDone func(RequestEvent)
 	// ProduceDone is told of each batch that was stored, or was not, for good. A client calls
 	// it before the results are there. Messages that nobody waits for any more, because the
@@ -20,7 +20,7 @@ type Hooks struct {
 	// batch: the events' messages add up to those that are counted as sent and as failed.
 	ProduceDone func(ProduceEvent)
 	// Consumed is told of messages that are about to be handed over, by a client, or that
-	// were sent to a consumer, by a broker.
+	// were sent to a consumer, by a broker. What a Seek has dropped by then may be among them.
 	Consumed func(ConsumeEvent)
 }
 
@@ -36,7 +36,7 @@ type RequestEvent struct {
 	Addr     string        // as in ConnectionEvent
 	Request  string        // its name, such as "FetchBatch"; of single messages that a broker stores together one stands for all
 	Requests int           // how many these are, mostly 1
-	Latency  time.Duration // from its first byte to its answer; the time for which a broker held it is part of it
+	Latency  time.Duration // from when it is sent, or has come, to its answer; the time for which a broker holds it is part of it
 	Err      error         // the refusal, or what broke
 }
 

@@ -255,8 +255,8 @@ func (s *ConsumerStats) sumLag(limit int) {
 		s.LagByTopic[tp.Topic] = TopicLag{t.Partitions + 1, t.Sum + lag, max(t.Max, lag)}
 		s.LagTotal += lag
 	}
-	s.LagLeftOut = keepLargest(s.Lag, limit, func(a, b int64) int { return cmp.Compare(a, b) }) +
-		keepLargest(s.LagByTopic, limit, func(a, b TopicLag) int { return cmp.Compare(a.Sum, b.Sum) })
+	s.LagLeftOut = keepLargest(s.Lag, limit, cmp.Compare[int64], compareTopicPartition) +
+		keepLargest(s.LagByTopic, limit, func(a, b TopicLag) int { return cmp.Compare(a.Sum, b.Sum) }, cmp.Compare[string])
 }
 
 func (m *ConsumerMetrics) keep(k keptMetrics) {
