@@ -1,9 +1,5 @@
 package robust
 
-import (
-	"cmp"
-)
-
 // Assignors that every broker has; any other name is a member's own.
 const (
 	assignorSticky     = "sticky"
@@ -65,8 +61,4 @@ func NewAssignor(name string, assign AssignFunc) Assignor {
 // builtIn tells the assignors of this package by name.
 func builtIn(name string) bool {
 	return name == assignorSticky || name == assignorRange || name == assignorRoundRobin
-}
-
-func compareTopicPartition(a, b TopicPartition) int {
-	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 }

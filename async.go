@@ -94,12 +94,12 @@ func (c *Client) AsyncProducer(opts ...AsyncOption) (*AsyncProducer, error) {
 type callback func(m *Message, r Receipt, err error)
 
 func (f callback) settle(e *entry, r Receipt, err error) { f(e.m, r, err) }
-func (callback) gaveUp() bool                            { return false }
+func (callback) gaveUp(*entry) bool                      { return false }
 
 // channels is the receiver of messages whose results go to Successes and Errors.
 type channels struct{ p *AsyncProducer }
 
-func (c channels) gaveUp() bool { return false }
+func (c channels) gaveUp(*entry) bool { return false }
 
 func (c channels) settle(e *entry, r Receipt, err error) {
 	room := int64(e.size) + messageOverhead
@@ -171,14 +171,16 @@ func (p *AsyncProducer) takeInput() {
 }
 
 func (p *AsyncProducer) takeFromInput(m *Message) {
-	_, err := p.box.accept(p.box.ctx, m, handing{to: channels{p}, at: p.box.age(), by: caller})
+	at := p.box.age()
+	_, err := p.box.accept(p.box.ctx, m, handing{to: channels{p}, at: at, by: caller})
 	if err == nil {
 		return
 	}
+	p.client.metrics.Producer.RecordFailed()
+	p.cfg.hooks.produced(m, p.box.age()-at, Receipt{}, err)
 	if m == nil {
 		m = &Message{}
 	}
-	p.client.metrics.Producer.RecordFailed()
 	if p.cfg.returnErrors {
 		p.failures.add(&ProducerError{Msg: m, Err: err, Metadata: m.Metadata}, 0)
 	}

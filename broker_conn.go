@@ -163,7 +163,8 @@ func (c *brokerConn) readFault(err error) error {
 	}
 }
 
-// begin notes a request that has come, answered what has become of it.
+// begin notes a request that has come, answered what has become of it: before the answer can
+// reach the peer, who then finds it counted.
 func (c *brokerConn) begin(req *wireRequest) underWay { return c.service.metrics.begin(req.kind) }
 
 func (c *brokerConn) answered(at underWay, failure error) {

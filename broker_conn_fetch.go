@@ -17,8 +17,8 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 		c.service.groups.fetched(TopicPartition{q.Topic, q.Partition})
 	}
 	if enough || q.MaxWaitMs <= 0 || req.lockStep || !c.hold() {
-		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
 		c.sentMessages(f)
+		c.reply(slot, req.form, req.id, &f.fetchResponse, err)
 		f.release()
 		c.answered(at, err)
 		return err
@@ -29,19 +29,19 @@ func (c *brokerConn) fetch(req *wireRequest, slot *v0Answer) error {
 	q.TopicID = f.TopicID // It stays with this topic, whoever asked.
 	c.held.Go(func() {
 		c.service.await(c.ctx, q, c.done)
-		c.answered(at, c.answerHeld(q, named, form, id))
+		c.answerHeld(q, named, form, id, at)
 		c.unhold()
 	})
 	return nil
 }
 
 // answerHeld answers a fetch that was held. named tells that the peer has named the
-// topic's ID. The error is what the fetch was refused with.
-func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id []byte) (refusal error) {
+// topic's ID.
+func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id []byte, at underWay) {
 	c.sendHeld(nil, func() []byte {
 		f, _, err := c.service.fetch(c.ctx, q, false)
-		refusal = err
 		c.sentMessages(f)
+		c.answered(at, err)
 		defer f.release()
 		if !named && err == nil {
 			// Of a topic made anew meanwhile there are no messages in f. The peer must
@@ -51,7 +51,6 @@ func (c *brokerConn) answerHeld(q *fetchRequest, named bool, form Protocol, id [
 		}
 		return c.encode(nil, form, id, &f.fetchResponse, err)
 	})
-	return refusal
 }
 
 // sentMessages counts what a fetch is answered with.
@@ -81,7 +80,7 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 	}
 	f := c.service.fetchBatch(c.ctx, q, nil)
 	if f.enough() || q.MaxWaitMs <= 0 || !c.holdParts(len(q.Partitions)) {
-		c.answered(at, c.queueBatches(f, req.id))
+		c.queueBatches(f, req.id, at)
 		return nil
 	}
 	held, id := f.hold(), bytes.Clone(req.id)
@@ -89,22 +88,23 @@ func (c *brokerConn) fetchBatch(req *wireRequest, slot *v0Answer) error {
 		defer c.unholdParts(len(q.Partitions))
 		c.service.awaitBatches(c.ctx, held, c.done)
 		c.whenRead(func() {
-			c.answered(at, c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id))
+			c.queueBatches(c.service.fetchBatch(c.ctx, q, held.topicIDs), id, at)
 		})
 	})
 	return nil
 }
 
 // queueBatches queues the answer to a FetchBatch and sees to it that it is released.
-func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) error {
+func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte, at underWay) {
 	line, err := f.line(nil, id)
 	if err == nil && len(line) > c.limit {
 		err = fmt.Errorf("%w: answer of %d bytes, the limit is %d", ErrMessageTooLarge, len(line), c.limit)
 	}
+	c.answered(at, err)
 	if err != nil {
 		f.release()
 		c.queue(nil, c.encode(nil, ProtocolV1, id, &plainResponse{}, err))
-		return err
+		return
 	}
 	for i := range f.Partitions {
 		if p, asked := &f.Partitions[i], &f.request.Partitions[i]; p.Bytes > 0 {
@@ -112,5 +112,4 @@ func (c *brokerConn) queueBatches(f *fetchedBatches, id []byte) error {
 		}
 	}
 	_ = c.out.lend(line, f.body(), f.release) // A connection that failed is noticed by serve.
-	return nil
 }

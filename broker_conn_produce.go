@@ -14,11 +14,15 @@ const storingOverhead = 4 << 10
 func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 	g := &c.gather
 	p := &g.request
+	if g.count == 0 {
+		g.at = c.begin(req) // Those that came together began together.
+	}
+	at := g.at
 	err := g.decode(req.payload)
 	if err != nil {
 		c.store() // What came before is answered before.
 		c.reply(slot, req.form, req.id, &plainResponse{}, err)
-		c.answered(c.begin(req), err)
+		c.answered(at, err)
 		return err
 	}
 	to, err := c.service.admit(c.ctx, p, g.topic)
@@ -26,13 +30,14 @@ func (c *brokerConn) produce(req *wireRequest, slot *v0Answer) error {
 		c.store()
 		resp := &produceResponse{Topic: p.Topic, Partition: p.Partition, Offset: offsetNone, Timestamp: p.Timestamp}
 		c.reply(slot, req.form, req.id, resp, err)
-		c.answered(c.begin(req), err)
+		c.service.metrics.notStored(p.Topic, p.Partition, 1, len(p.Key)+len(p.Value), err)
+		c.answered(at, err)
 		return err
 	}
 	g.topic = to.topic
 	b := c.gatherFor(to)
 	if len(b.answers) == 0 {
-		b.at = c.begin(req)
+		b.at = at
 	}
 	b.add(p, req, slot)
 	if g.count++; g.count >= maxGathered || max(b.records.size(), len(b.ids)) >= maxGatheredBytes {
@@ -79,13 +84,13 @@ func (c *brokerConn) storeBatch(b *gathered) {
 	measured := c.service.metrics.appends(b.to.partition, data, len(b.answers))
 	b.to.partition.log.Append(data, b.to.acks, func(r AppendResult) {
 		measured.done(&r)
+		c.service.metrics.answered(c.nc, b.at, len(b.answers), r.Err)
 		turn.do(func(late bool) {
 			c.answerGathered(b, r)
 			if late {
 				signal(c.out.wake)
 			}
 		})
-		c.service.metrics.answered(c.nc, b.at, len(b.answers), r.Err)
 		b.reset()
 		c.service.gathers.Put(b)
 		c.storing.give(size)
@@ -174,6 +179,7 @@ func (c *brokerConn) produceBatch(req *wireRequest, frame []byte) (fault error, 
 	turn := new(handoff)
 	c.service.produceBatch(c.ctx, p, *body, func(resp *produceBatchResponse, err error) {
 		c.service.giveBody(body)
+		c.answered(at, err)
 		turn.do(func(late bool) {
 			if late {
 				c.replyLater(nil, ProtocolV1, id, resp, err)
@@ -181,7 +187,6 @@ func (c *brokerConn) produceBatch(req *wireRequest, frame []byte) (fault error, 
 				c.reply(nil, ProtocolV1, id, resp, err)
 			}
 		})
-		c.answered(at, err)
 		c.storing.give(size)
 		c.held.Done()
 	})

@@ -205,8 +205,10 @@ func (c *brokerConn) answerLater(j groupJob) {
 
 func (c *brokerConn) answerGroup(j groupJob) {
 	resp, err := j.call.answer(c.ctx, c.done)
-	c.sendHeld(j.slot, func() []byte { return c.encode(nil, j.form, j.id, resp, err) })
-	c.answered(j.at, err)
+	c.sendHeld(j.slot, func() []byte {
+		c.answered(j.at, err)
+		return c.encode(nil, j.form, j.id, resp, err)
+	})
 }
 
 // hangUp closes a connection. If the peer may still be sending, closing at once

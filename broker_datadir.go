@@ -2,7 +2,6 @@ package robust
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/google/uuid"
 )
@@ -97,23 +95,11 @@ func openDataDir(files fileSystem, dir string, policy SyncPolicy, warn *warner) 
 	return d, nil
 }
 
-// lockHolder is what a broker leaves in the lock file for others to read.
-type lockHolder struct {
-	PID   int       `json:"pid"`
-	Host  string    `json:"host"`
-	Since time.Time `json:"since"`
-}
-
 // lockDataDir sees to it that nobody else is at work in a directory. Who only looks may do so
 // where nothing can be written, too.
 func lockDataDir(files fileSystem, dir string, look bool) (io.Closer, error) {
-	host, _ := os.Hostname() // Only shown.
-	content, err := json.Marshal(lockHolder{os.Getpid(), host, time.Now().UTC().Truncate(time.Second)})
-	if err != nil {
-		return nil, err
-	}
 	path := filepath.Join(dir, lockName)
-	held, holder, err := files.lock(path, append(content, '\n'))
+	held, holder, err := files.lock(path, newLockHolder())
 	if look && (errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission)) {
 		held, holder, err = files.lock(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
@@ -123,11 +109,7 @@ func lockDataDir(files fileSystem, dir string, look bool) (io.Closer, error) {
 	if !errors.Is(err, ErrDataDirInUse) {
 		return held, storageError(err)
 	}
-	var h lockHolder
-	if json.Unmarshal(holder, &h) != nil || h.PID == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrDataDirInUse, dir)
-	}
-	return nil, fmt.Errorf("%w: %s: by process %d on %s since %s", ErrDataDirInUse, dir, h.PID, h.Host, h.Since.Format(time.DateTime))
+	return nil, fmt.Errorf("%w: %s%s", ErrDataDirInUse, dir, heldBy(holder))
 }
 
 // load reads what the directory has.

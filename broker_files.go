@@ -93,6 +93,14 @@ func (osFiles) syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
+	held, holder, err = lockFile(name, content)
+	if errors.Is(err, errLocked) {
+		return nil, holder, ErrDataDirInUse
+	}
+	return held, nil, err
+}
+
 func (f osFile) truncate(size int64) error { return f.Truncate(size) }
 func (f osFile) sync() error               { return f.Sync() }
 

@@ -19,6 +19,7 @@ type gather struct {
 	topic   *topic         // of the last message; nil if there is none to be stored
 	open    []*gathered
 	count   int
+	at      underWay // the first of those in open
 }
 
 // gathered are messages for one partition, and who is to be told of them.

@@ -77,7 +77,7 @@ func (g *appendGroup) produced(j *logJob, b batch) (repeated bool, err error) {
 		return true, inDoubt(before.base)
 	}
 	j.batches = nil
-	j.result = AppendResult{BaseOffset: before.base, AppendTime: before.time, Acks: j.acks}
+	j.result = AppendResult{BaseOffset: before.base, AppendTime: before.time, Acks: j.acks, Repeated: true}
 	j.end = before.nextOffset()
 	g.jobs = append(g.jobs, j)
 	return true, nil

@@ -214,7 +214,7 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 		if b.producer().id >= 0 {
 			before, repeated, err := l.producers.appendAlone(b, batches, next, now)
 			if err != nil || repeated {
-				return AppendResult{BaseOffset: before.base, AppendTime: before.time, Err: err}, nil
+				return AppendResult{BaseOffset: before.base, AppendTime: before.time, Repeated: repeated, Err: err}, nil
 			}
 		}
 		b.stamp(next, l.epoch, now)

@@ -121,6 +121,7 @@ func (s *service) produceBatch(ctx context.Context, req *produceBatchRequest, bo
 		body = body[asked.Bytes:]
 		p, err := s.partitionFor(ctx, asked, data)
 		if err != nil {
+			s.metrics.notStored(asked.Topic, asked.Partition, countClaimed(data), len(data), err)
 			got.refuse(err)
 			finish()
 			continue
@@ -162,6 +163,20 @@ func (s *service) partitionFor(ctx context.Context, part *producePart, data []by
 		rest = rest[len(b):]
 	}
 	return p, nil
+}
+
+// countClaimed is how many messages batches claim to have that were not checked: a record takes
+// a byte at least, unless it is compressed.
+func countClaimed(data []byte) (n int) {
+	for len(data) > 0 {
+		b, err := headOf(data)
+		if err != nil {
+			break
+		}
+		n += min(max(int(b.count()), 0), len(b))
+		data = data[len(b):]
+	}
+	return n
 }
 
 // batchReserve is what the line of an answer with one batch takes at most.

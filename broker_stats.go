@@ -14,7 +14,9 @@ func (b *Broker) Metrics() BrokerStats {
 	b.service.describeGroups(&s)
 	s.LeftOut = keepLargest(s.ByTopic, b.cfg.maxSeries, func(x, y TopicStats) int {
 		return cmp.Or(cmp.Compare(x.Bytes, y.Bytes), cmp.Compare(x.Messages, y.Messages))
-	}) + keepLargest(s.ByGroup, b.cfg.maxSeries, func(x, y GroupStats) int { return cmp.Compare(x.Lag, y.Lag) })
+	}, cmp.Compare[string]) + keepLargest(s.ByGroup, b.cfg.maxSeries, func(x, y GroupStats) int {
+		return cmp.Compare(x.Lag, y.Lag)
+	}, cmp.Compare[string])
 	return s
 }
 

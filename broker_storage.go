@@ -185,6 +185,7 @@ type AppendResult struct {
 	BaseOffset int64 // of the first record
 	AppendTime int64 // Unix milliseconds
 	Acks       Acks  // how well it is stored
+	Repeated   bool  // it was stored before
 	Err        error
 }
 

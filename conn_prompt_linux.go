@@ -209,19 +209,20 @@ func (c *promptConn) writeSome(b []byte) (int, error) {
 }
 
 // writeBoth writes two slices, with one call where that can be.
-func (c *promptConn) writeBoth(b, more []byte) error {
+func (c *promptConn) writeBoth(b, more []byte) (int, error) {
 	c.writing.Lock()
 	if tcp, ok := c.nc.(*net.TCPConn); ok {
 		defer c.writing.Unlock()
-		_, err := (&net.Buffers{b, more}).WriteTo(tcp)
-		return err
+		n, err := (&net.Buffers{b, more}).WriteTo(tcp)
+		return int(n), err
 	}
 	c.writing.Unlock()
-	if _, err := c.Write(b); err != nil {
-		return err
+	n, err := c.Write(b)
+	if err != nil {
+		return n, err
 	}
-	_, err := c.Write(more)
-	return err
+	k, err := c.Write(more)
+	return n + k, err
 }
 
 // use begins a use of the detached socket, and returns the deadline that applies.

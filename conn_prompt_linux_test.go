@@ -244,9 +244,11 @@ func TestPromptWritesBoth(t *testing.T) {
 	c := patientPrompt(here)
 	both := func(state string) {
 		t.Helper()
-		require.NoError(t, c.writeBoth([]byte("head "), []byte("body")), state)
+		n, err := c.writeBoth([]byte("head "), []byte("body"))
+		require.NoError(t, err, state)
+		require.Equal(t, 9, n, state)
 		b := make([]byte, 9)
-		_, err := io.ReadFull(there, b)
+		_, err = io.ReadFull(there, b)
 		require.NoError(t, err, state)
 		require.Equal(t, "head body", string(b), state)
 	}

@@ -12,7 +12,7 @@ func promptOf(nc net.Conn) net.Conn { return nc }
 
 func (c *promptConn) expect(bool) {}
 
-func (c *promptConn) writeBoth(b, more []byte) error {
-	_, err := (&net.Buffers{b, more}).WriteTo(c.Conn)
-	return err
+func (c *promptConn) writeBoth(b, more []byte) (int, error) {
+	n, err := (&net.Buffers{b, more}).WriteTo(c.Conn)
+	return int(n), err
 }

@@ -62,6 +62,8 @@ var (
 	ErrCorrupt = errors.New("robust: stored data is damaged")
 	// ErrDataDirInUse: another broker works in the directory.
 	ErrDataDirInUse = errors.New("robust: data directory is in use")
+	// ErrMetricsFileInUse: another client or broker counts in the file.
+	ErrMetricsFileInUse = errors.New("robust: metrics file is in use")
 
 	// ErrOutOfOrderSequence: a batch of an idempotent producer is neither the next of its
 	// batches nor one of the last that were stored. The producer sees to it; an application

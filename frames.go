@@ -590,22 +590,23 @@ func (w *frameWriter) write(b, more []byte) error {
 }
 
 func (w *frameWriter) writeChunk(b, more []byte) error {
+	var n int
 	var err error
 	switch {
 	case len(more) == 0:
-		_, err = w.nc.Write(b)
+		n, err = w.nc.Write(b)
 	case len(b) == 0:
-		_, err = w.nc.Write(more)
+		n, err = w.nc.Write(more)
 	default:
 		if nc, ok := w.nc.(*promptConn); ok {
-			err = nc.writeBoth(b, more)
+			n, err = nc.writeBoth(b, more)
 		} else {
-			_, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+			var sum int64
+			sum, err = (&net.Buffers{b, more}).WriteTo(w.nc)
+			n = int(sum)
 		}
 	}
-	if err == nil {
-		w.bytes.wrote(len(b) + len(more))
-	}
+	w.bytes.wrote(n) // Also of a write that failed in between.
 	return err
 }
 

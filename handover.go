@@ -25,14 +25,6 @@ type handed struct {
 	bytes uint64 // of the messages
 }
 
-// received is what was delivered.
-type received struct{ messages, bytes uint64 }
-
-func (r *received) add(more received) {
-	r.messages += more.messages
-	r.bytes += more.bytes
-}
-
 func newDelivery(of stretch, messages []*Message, c *charge) *delivery {
 	d := &delivery{stretch: of, messages: messages, handed: make([]handed, len(messages)), charge: c}
 	bytes := uint64(0)
@@ -283,14 +275,14 @@ func (p *handover) progressLocked() (next int64, more bool) {
 }
 
 // received is what was delivered until now.
-func (p *handover) received() (messages, bytes uint64) {
+func (p *handover) received() received {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.got
 	if d := p.at.Load(); d != nil {
 		r.add(d.received(d.taken()))
 	}
-	return r.messages, r.bytes
+	return r
 }
 
 // load has messages come to hand, unless there are some, or they are for the pump to

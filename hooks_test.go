@@ -153,3 +153,117 @@ func TestHooksTogether(t *testing.T) {
 	require.NoError(t, c.Close())
 	require.Equal(t, []string{"first", "second"}, order)
 }
+
+// restless is a receiver that changes its message as soon as it is asked whether it still
+// waits, as one may that has just given up.
+type restless struct {
+	m    *Message
+	told chan error
+}
+
+func (r *restless) gaveUp(*entry) bool {
+	go func() { r.m.Topic, r.m.Partition = "changed", 7 }()
+	return false
+}
+
+func (r *restless) settle(_ *entry, _ Receipt, err error) { r.told <- err }
+
+// TestHookLooksAtNoMessage: the hook used to be told the topic of a message that never had a
+// partition out of the message, which was its sender's again by then: a data race.
+func TestHookLooksAtNoMessage(t *testing.T) {
+	var told toldEvents
+	c, err := New(WithBrokers("broker:1"), WithLogger(nil), WithHooks(told.hooks()),
+		WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }))
+	require.NoError(t, err)
+	defer c.Close()
+	p, err := c.SyncProducer()
+	require.NoError(t, err)
+	r := &restless{NewMessage("nowhere", []byte("x")), make(chan error, 1)}
+	_, err = p.box.accept(t.Context(), r.m, handing{to: r, at: p.box.age()})
+	require.NoError(t, err)
+	require.NoError(t, p.Close())
+	require.ErrorIs(t, <-r.told, ErrClosed)
+	require.Len(t, told.produced, 1)
+	require.Equal(t, "nowhere", told.produced[0].Topic)
+	require.Equal(t, PartitionAny, told.produced[0].Partition)
+}
+
+// heldConn keeps back what it has received while held is locked.
+type heldConn struct {
+	net.Conn
+
+	held *sync.RWMutex
+}
+
+func (c *heldConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.held.RLock()
+	defer c.held.RUnlock()
+	return n, err
+}
+
+// TestHooksAddUp: messages that nobody waited for any more were counted as failed, without a
+// word to the hook, and those of SendMessages as sent, too, when their answer came.
+func TestHooksAddUp(t *testing.T) {
+	for _, protocol := range []Protocol{ProtocolV1, ProtocolV0} {
+		t.Run(protocol.String(), func(t *testing.T) {
+			var told toldEvents
+			b, err := NewBroker(WithTopic("demo", 1))
+			require.NoError(t, err)
+			defer b.Close()
+			var held sync.RWMutex // Locked, no answer arrives.
+			dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := b.Dial(ctx, network, addr)
+				return &heldConn{nc, &held}, err
+			}
+			c, err := New(WithBrokers("broker:1"), WithDialer(dial), WithProtocol(protocol), WithLogger(nil), WithHooks(told.hooks()))
+			require.NoError(t, err)
+			p, err := c.SyncProducer()
+			require.NoError(t, err)
+			ms := func() (ms []*Message) {
+				for range 10 {
+					ms = append(ms, NewMessage("demo", []byte("0123456789")))
+				}
+				return ms
+			}
+			require.NoError(t, p.SendMessages(t.Context(), ms()))
+			r, err := p.Send(t.Context(), NewMessage("demo", nil))
+			require.NoError(t, err)
+			require.Equal(t, r.Offset, told.produced[len(told.produced)-1].BaseOffset)
+
+			_, err = p.Send(t.Context(), NewMessage("not a topic's name", nil))
+			require.ErrorIs(t, err, ErrInvalidRequest)
+			_, err = p.Send(t.Context(), nil)
+			require.ErrorIs(t, err, ErrInvalidRequest)
+			over, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, err = p.Send(over, NewMessage("demo", nil))
+			require.ErrorIs(t, err, context.Canceled)
+
+			held.Lock()
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			require.Error(t, p.SendMessages(ctx, ms()))
+			_, err = p.Send(ctx, NewMessage("demo", nil))
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			held.Unlock()
+			_, err = p.Send(t.Context(), NewMessage("demo", nil)) // Its answer comes behind those.
+			require.NoError(t, err)
+			require.NoError(t, c.Close())
+
+			var sent, failed uint64
+			for _, e := range told.produced {
+				if e.Err == nil {
+					sent += uint64(e.Messages)
+				} else {
+					failed += uint64(e.Messages)
+				}
+			}
+			s := c.Metrics().Producer.GetStats()
+			require.Equal(t, uint64(10+1+1), sent)
+			require.Equal(t, uint64(3+10+1), failed)
+			require.Equal(t, sent, s.MessagesSent)
+			require.Equal(t, failed, s.MessagesFailed)
+		})
+	}
+}

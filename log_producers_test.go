@@ -202,7 +202,7 @@ func TestProducersInDoubt(t *testing.T) {
 		p.again(l, AcksStored)
 		require.Empty(t, synced)
 		held.let <- fault{}
-		require.Equal(t, AppendResult{BaseOffset: 0, AppendTime: p.sent[0].result.AppendTime, Acks: AcksSynced}, <-synced)
+		require.Equal(t, AppendResult{BaseOffset: 0, AppendTime: p.sent[0].result.AppendTime, Acks: AcksSynced, Repeated: true}, <-synced)
 		held.on.Store(false)
 		p.again(l, AcksSynced) // Nothing is to be synced for that.
 
@@ -636,7 +636,9 @@ func TestProducersConcurrently(t *testing.T) {
 					}
 					for i, b := range window {
 						first, again := <-answers[i], appendNow(l, b, AcksStored)
-						if first != again || first.Err != nil {
+						want := first
+						want.Repeated = true
+						if again != want || first.Err != nil || first.Repeated {
 							t.Errorf("producer %d, %d: %+v and then %+v", id, b.producer().sequence, first, again)
 						}
 					}

@@ -46,12 +46,15 @@ const (
 )
 
 // String is what errors and logs call the request.
-// known tells that a request is one of those above.
-func (t requestType) known() bool {
-	return t.String() != "Request"+strconv.Itoa(int(t))
+func (t requestType) String() string {
+	if name := t.name(); name != "" {
+		return name
+	}
+	return "Request" + strconv.Itoa(int(t))
 }
 
-func (t requestType) String() string {
+// name is that of a request which is one of those above; "" for others.
+func (t requestType) name() string {
 	documented := [...]string{
 		"Produce", "Fetch", "CreateTopic", "DeleteTopic", "ListTopics", "Metadata",
 		"JoinGroup", "LeaveGroup", "SyncGroup", "CommitOffset", "FetchOffset", "ListGroups",
@@ -82,7 +85,7 @@ func (t requestType) String() string {
 	case requestUnknown:
 		return "Unknown"
 	default:
-		return "Request" + strconv.Itoa(int(t))
+		return ""
 	}
 }
 

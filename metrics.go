@@ -45,7 +45,7 @@ func (s Stats) Since(earlier Stats) Stats {
 
 // kept names what outlives a restart in the file of [WithMetricsFile].
 func (m *Metrics) kept() keptMetrics {
-	k := keptMetrics{counters: make(map[string]*atomic.Uint64), histograms: make(map[string]keptHistogram)}
+	k := keptMetrics{counters: make(map[string]keptCounter), histograms: make(map[string]keptHistogram)}
 	m.Producer.keep(k)
 	m.Consumer.keep(k)
 	m.Connection.keep(k)

@@ -13,17 +13,18 @@ type brokerMetrics struct {
 
 	requests [countedRequests]atomic.Pointer[requestMetrics] // by kind; nil before the first
 
-	active          atomic.Int64
-	total           atomic.Uint64
-	refused         atomic.Uint64
-	bytes           byteCounters
-	messagesStored  atomic.Uint64
-	messagesFailed  atomic.Uint64
-	bytesStored     atomic.Uint64
-	messagesFetched atomic.Uint64
-	bytesFetched    atomic.Uint64
-	appendMessages  histogram[int64]
-	appendBytes     histogram[int64]
+	active           atomic.Int64
+	total            atomic.Uint64
+	refused          atomic.Uint64
+	bytes            byteCounters
+	messagesStored   atomic.Uint64
+	messagesFailed   atomic.Uint64
+	messagesRepeated atomic.Uint64
+	bytesStored      atomic.Uint64
+	messagesFetched  atomic.Uint64
+	bytesFetched     atomic.Uint64
+	appendMessages   histogram[int64]
+	appendBytes      histogram[int64]
 }
 
 // requestMetrics are those of requests of one kind.
@@ -36,9 +37,15 @@ type requestMetrics struct {
 // are not known.
 const countedRequests = 128
 
-// of returns the metrics of a kind.
+// of returns the metrics of a kind. Whatever peers send, there are no more than there are
+// names.
 func (m *brokerMetrics) of(kind requestType) *requestMetrics {
-	if kind < 0 || kind >= countedRequests-1 {
+	if kind >= 0 && kind < countedRequests-1 {
+		if r := m.requests[kind].Load(); r != nil {
+			return r
+		}
+	}
+	if kind < 0 || kind >= countedRequests-1 || kind.name() == "" {
 		kind = countedRequests - 1
 	}
 	for {
@@ -125,15 +132,30 @@ func countRecords(data []byte) (n int) {
 	return n
 }
 
+// notStored counts messages that never came to a log.
+func (m *brokerMetrics) notStored(topic string, partition int32, messages, bytes int, err error) {
+	if m.unmeasured {
+		return
+	}
+	m.messagesFailed.Add(uint64(messages))
+	if m.hooks.ProduceDone != nil {
+		m.hooks.ProduceDone(ProduceEvent{
+			Topic: topic, Partition: partition, BaseOffset: offsetNone, Messages: messages, Bytes: bytes, Err: err,
+		})
+	}
+}
+
 // done counts what has come of an append.
 func (a *appending) done(r *AppendResult) {
 	m := a.metrics
-	if m == nil {
+	switch {
+	case m == nil:
 		return
-	}
-	if r.Err != nil {
+	case r.Err != nil:
 		m.messagesFailed.Add(uint64(a.messages))
-	} else {
+	case r.Repeated:
+		m.messagesRepeated.Add(uint64(a.messages))
+	default:
 		m.bytesStored.Add(uint64(a.bytes))
 		m.appendMessages.record(int64(a.messages))
 		m.appendBytes.record(int64(a.bytes))
@@ -183,13 +205,14 @@ func (m *brokerMetrics) connected(nc net.Conn) (ended func(fault error)) {
 // kept names what outlives a restart in the file of [WithMetricsFile].
 func (m *brokerMetrics) kept() keptMetrics {
 	k := keptMetrics{
-		counters: map[string]*atomic.Uint64{
+		counters: map[string]keptCounter{
 			"broker.connections":         &m.total,
 			"broker.refused_connections": &m.refused,
 			"broker.bytes_received":      &m.bytes.in,
 			"broker.bytes_sent":          &m.bytes.out,
 			"broker.messages_stored":     &m.messagesStored,
 			"broker.messages_failed":     &m.messagesFailed,
+			"broker.messages_repeated":   &m.messagesRepeated,
 			"broker.bytes_stored":        &m.bytesStored,
 			"broker.messages_fetched":    &m.messagesFetched,
 			"broker.bytes_fetched":       &m.bytesFetched,
@@ -200,7 +223,7 @@ func (m *brokerMetrics) kept() keptMetrics {
 		},
 	}
 	for i := range m.requests {
-		if kind := requestOf(i); kind.known() {
+		if kind := requestOf(i); kind.name() != "" {
 			r := m.of(kind)
 			k.counters["broker.failed."+kind.String()] = &r.failed
 			k.histograms["broker.requests."+kind.String()] = &r.latency
@@ -213,8 +236,8 @@ func (m *brokerMetrics) kept() keptMetrics {
 // it shows as JSON has the names and units of docs/metrics.md.
 type BrokerStats struct {
 	Time time.Time `json:"time"` // when it was taken
-	// Requests are those that were answered, by their names, such as "FetchBatch"; kinds of
-	// which there was none are left out.
+	// Requests are those that were answered, by their names, such as "FetchBatch", or "Unknown";
+	// kinds of which there was none are left out.
 	Requests map[string]RequestStats `json:"requests"`
 
 	ActiveConnections  int64  `json:"active_connections"`  // open now
@@ -223,13 +246,13 @@ type BrokerStats struct {
 	BytesReceived      uint64 `json:"bytes_received"`      // from clients, frames and bodies
 	BytesSent          uint64 `json:"bytes_sent"`          // to clients
 
-	// What was appended to logs; bytes are of the batches as they are stored. A message that
-	// comes twice and is recognised counts twice.
-	MessagesStored uint64           `json:"messages_stored"`
-	MessagesFailed uint64           `json:"messages_failed"` // that a log has refused
-	BytesStored    uint64           `json:"bytes_stored"`
-	AppendMessages Histogram[int64] `json:"append_messages"` // in one append
-	AppendBytes    Histogram[int64] `json:"append_bytes"`
+	// What was appended to logs; bytes are of the batches as they are stored.
+	MessagesStored   uint64           `json:"messages_stored"`
+	MessagesFailed   uint64           `json:"messages_failed"`   // that were refused
+	MessagesRepeated uint64           `json:"messages_repeated"` // that came again, were recognised and not stored twice
+	BytesStored      uint64           `json:"bytes_stored"`
+	AppendMessages   Histogram[int64] `json:"append_messages"` // in one append
+	AppendBytes      Histogram[int64] `json:"append_bytes"`
 	// What was sent to consumers.
 	MessagesFetched uint64 `json:"messages_fetched"`
 	BytesFetched    uint64 `json:"bytes_fetched"`
@@ -295,6 +318,7 @@ func (s BrokerStats) Since(earlier BrokerStats) BrokerStats {
 	s.BytesSent = grown(s.BytesSent, earlier.BytesSent)
 	s.MessagesStored = grown(s.MessagesStored, earlier.MessagesStored)
 	s.MessagesFailed = grown(s.MessagesFailed, earlier.MessagesFailed)
+	s.MessagesRepeated = grown(s.MessagesRepeated, earlier.MessagesRepeated)
 	s.BytesStored = grown(s.BytesStored, earlier.BytesStored)
 	s.AppendMessages = s.AppendMessages.Since(earlier.AppendMessages)
 	s.AppendBytes = s.AppendBytes.Since(earlier.AppendBytes)
@@ -315,13 +339,14 @@ func (m *brokerMetrics) snapshot() BrokerStats {
 		BytesReceived:      m.bytes.in.Load(),
 		BytesSent:          m.bytes.out.Load(),
 
-		MessagesStored:  m.messagesStored.Load(),
-		MessagesFailed:  m.messagesFailed.Load(),
-		BytesStored:     m.bytesStored.Load(),
-		AppendMessages:  m.appendMessages.snapshot(),
-		AppendBytes:     m.appendBytes.snapshot(),
-		MessagesFetched: m.messagesFetched.Load(),
-		BytesFetched:    m.bytesFetched.Load(),
+		MessagesStored:   m.messagesStored.Load(),
+		MessagesFailed:   m.messagesFailed.Load(),
+		MessagesRepeated: m.messagesRepeated.Load(),
+		BytesStored:      m.bytesStored.Load(),
+		AppendMessages:   m.appendMessages.snapshot(),
+		AppendBytes:      m.appendBytes.snapshot(),
+		MessagesFetched:  m.messagesFetched.Load(),
+		BytesFetched:     m.bytesFetched.Load(),
 
 		ByTopic: make(map[string]TopicStats),
 		ByGroup: make(map[string]GroupStats),

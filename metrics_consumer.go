@@ -38,8 +38,16 @@ const defaultMaxSeries = 1000
 type readerSource struct {
 	of  TopicPartition
 	lag func() (int64, bool) // false while it is not known
-	// received is how many messages, and bytes of them, were delivered until now.
-	received func() (messages, bytes uint64)
+	// received is what was delivered until now.
+	received func() received
+}
+
+// received is how many messages were delivered, and bytes of them.
+type received struct{ messages, bytes uint64 }
+
+func (r *received) add(more received) {
+	r.messages += more.messages
+	r.bytes += more.bytes
 }
 
 // NewConsumerMetrics returns counters of the application's own.
@@ -173,24 +181,46 @@ func (m *ConsumerMetrics) removeReader(key any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s, ok := m.sources[key]; ok {
-		messages, bytes := s.received()
-		m.bytesReceived.Add(bytes)
-		m.messagesReceived.Add(messages)
+		last := s.received()
+		m.bytesReceived.Add(last.bytes)
+		m.messagesReceived.Add(last.messages)
 		delete(m.sources, key)
 	}
 }
 
+// receivedCounter is a counter of what was received, by readers that are at it too.
+type receivedCounter struct {
+	*atomic.Uint64
+
+	all func() uint64
+}
+
+func (c receivedCounter) Load() uint64 { return c.all() }
+
+// readers returns those that count by themselves, and what all the others have received.
+func (m *ConsumerMetrics) readers() ([]readerSource, received) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	// With the lock: a reader that is removed is counted here or there.
+	return slices.Collect(maps.Values(m.sources)), received{m.messagesReceived.Load(), m.bytesReceived.Load()}
+}
+
+// received is what was received until now.
+func (m *ConsumerMetrics) received() received {
+	readers, total := m.readers()
+	for _, r := range readers { // Without the lock: a reader takes its own.
+		total.add(r.received())
+	}
+	return total
+}
+
 // GetStats returns a snapshot.
 func (m *ConsumerMetrics) GetStats() ConsumerStats {
+	readers, total := m.readers()
 	m.mu.RLock()
 	gauges := maps.Clone(m.lag)
-	sources := slices.Collect(maps.Values(m.sources))
-	// With the lock: a reader that is removed is counted here or there.
-	messages, bytes := m.messagesReceived.Load(), m.bytesReceived.Load()
 	m.mu.RUnlock()
 	s := ConsumerStats{
-		MessagesReceived: messages,
-		BytesReceived:    bytes,
 		FetchCount:       m.fetches.Load(),
 		CommitCount:      m.commits.Load(),
 		CommitErrors:     m.commitErrors.Load(),
@@ -206,15 +236,13 @@ func (m *ConsumerMetrics) GetStats() ConsumerStats {
 	for key, gauge := range gauges {
 		s.Lag[key] = gauge.Load()
 	}
-	// Without the lock: a reader takes its own.
-	for _, source := range sources {
-		if lag, ok := source.lag(); ok {
-			s.Lag[source.of] = max(lag, s.Lag[source.of])
+	for _, r := range readers {
+		if lag, ok := r.lag(); ok {
+			s.Lag[r.of] = max(lag, s.Lag[r.of])
 		}
-		messages, bytes := source.received()
-		s.MessagesReceived += messages
-		s.BytesReceived += bytes
+		total.add(r.received())
 	}
+	s.MessagesReceived, s.BytesReceived = total.messages, total.bytes
 	s.sumLag(cmp.Or(m.maxSeries, defaultMaxSeries))
 	return s
 }
@@ -227,13 +255,13 @@ func (s *ConsumerStats) sumLag(limit int) {
 		s.LagByTopic[tp.Topic] = TopicLag{t.Partitions + 1, t.Sum + lag, max(t.Max, lag)}
 		s.LagTotal += lag
 	}
-	s.LagLeftOut = keepLargest(s.Lag, limit, func(a, b int64) int { return cmp.Compare(a, b) }) +
-		keepLargest(s.LagByTopic, limit, func(a, b TopicLag) int { return cmp.Compare(a.Sum, b.Sum) })
+	s.LagLeftOut = keepLargest(s.Lag, limit, cmp.Compare[int64], compareTopicPartition) +
+		keepLargest(s.LagByTopic, limit, func(a, b TopicLag) int { return cmp.Compare(a.Sum, b.Sum) }, cmp.Compare[string])
 }
 
 func (m *ConsumerMetrics) keep(k keptMetrics) {
-	k.counters["consumer.messages_received"] = &m.messagesReceived
-	k.counters["consumer.bytes_received"] = &m.bytesReceived
+	k.counters["consumer.messages_received"] = receivedCounter{&m.messagesReceived, func() uint64 { return m.received().messages }}
+	k.counters["consumer.bytes_received"] = receivedCounter{&m.bytesReceived, func() uint64 { return m.received().bytes }}
 	k.counters["consumer.fetches"] = &m.fetches
 	k.counters["consumer.commits"] = &m.commits
 	k.counters["consumer.commit_errors"] = &m.commitErrors

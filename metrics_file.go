@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -19,8 +19,14 @@ const metricsFileInterval = 10 * time.Second
 
 // keptMetrics are those that outlive a restart, by the names that they have in the file.
 type keptMetrics struct {
-	counters   map[string]*atomic.Uint64
+	counters   map[string]keptCounter
 	histograms map[string]keptHistogram
+}
+
+// keptCounter is an *atomic.Uint64, or what adds up to a counter.
+type keptCounter interface {
+	Load() uint64
+	Add(n uint64) uint64
 }
 
 // keptHistogram is a histogram of any unit.
@@ -66,7 +72,8 @@ const metricsFileFormat = 1
 type metricsFile struct {
 	path    string
 	metrics func() keptMetrics
-	warn    *warner // told when the file could not be written in between
+	warn    *warner   // told when the file could not be written in between
+	held    io.Closer // the lock; nil where there is none
 
 	stop    chan struct{}
 	running sync.WaitGroup
@@ -75,26 +82,52 @@ type metricsFile struct {
 }
 
 // openMetricsFile adds what a file holds to some metrics, and keeps them there until close.
-// A file that is not there is made; one that is damaged is an ErrCorrupt that names it.
-// Without a path it returns nil.
+// A file that is not there is made; one that is damaged is an ErrCorrupt that names it, one
+// that another works with an ErrMetricsFileInUse. Without a path it returns nil.
 func openMetricsFile(path string, metrics func() keptMetrics, warn *warner) (*metricsFile, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // a nil file keeps nothing
 	}
 	// It is written as needed, wherever the process is by then.
 	path, err := filepath.Abs(path)
-	f := &metricsFile{path: path, metrics: metrics, warn: warn, stop: make(chan struct{})}
-	if err == nil {
-		err = f.load()
+	if err != nil {
+		return nil, fmt.Errorf("robust: metrics file: %w", err)
 	}
-	if err == nil {
+	f := &metricsFile{path: path, metrics: metrics, warn: warn, stop: make(chan struct{})}
+	if err := f.lock(); err != nil {
+		return nil, err
+	}
+	if err = f.load(); err == nil {
 		err = f.save() // It is now that somebody looks whether it can be.
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.unlock())
 	}
 	f.running.Go(f.run)
 	return f, nil
+}
+
+// lock sees to it that nobody else works with the file: two would take turns in writing
+// what each has counted.
+func (f *metricsFile) lock() error {
+	held, holder, err := lockFile(f.path+".lock", newLockHolder())
+	switch {
+	case errors.Is(err, errLocked):
+		return fmt.Errorf("%w: %s%s", ErrMetricsFileInUse, f.path, heldBy(holder))
+	case errors.Is(err, ErrUnsupported):
+		return nil
+	case err != nil:
+		return fmt.Errorf("robust: metrics file: %w", err)
+	}
+	f.held = held
+	return nil
+}
+
+func (f *metricsFile) unlock() error {
+	if f.held == nil {
+		return nil
+	}
+	return f.held.Close()
 }
 
 func (f *metricsFile) load() error {
@@ -160,13 +193,15 @@ func encodeMetricsFile(k keptMetrics) ([]byte, error) {
 	return append(append(line, '\n'), checksumLine(line)...), nil
 }
 
-// save replaces the file.
+// save replaces the file. The new one always has the same name until then, so that of those
+// that a killed process leaves behind there is never more than one.
 func (f *metricsFile) save() (err error) {
 	text, err := encodeMetricsFile(f.metrics())
 	if err != nil {
 		return fmt.Errorf("robust: metrics file %s: %w", f.path, err)
 	}
-	t, err := os.CreateTemp(filepath.Dir(f.path), filepath.Base(f.path)+".*.tmp")
+	fresh := f.path + ".tmp"
+	t, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return fmt.Errorf("robust: metrics file: %w", err)
 	}
@@ -174,10 +209,10 @@ func (f *metricsFile) save() (err error) {
 	// Before it takes the other's place: a power failure must not leave an empty one there.
 	err = errors.Join(err, t.Sync(), t.Close())
 	if err == nil {
-		err = os.Rename(t.Name(), f.path)
+		err = os.Rename(fresh, f.path)
 	}
 	if err != nil {
-		_ = os.Remove(t.Name()) // What is wrong is known already.
+		_ = os.Remove(fresh) // What is wrong is known already.
 		return fmt.Errorf("robust: metrics file: %w", err)
 	}
 	return nil
@@ -206,7 +241,7 @@ func (f *metricsFile) close() error {
 	f.closing.Do(func() {
 		close(f.stop)
 		f.running.Wait()
-		f.err = f.save()
+		f.err = errors.Join(f.save(), f.unlock())
 	})
 	return f.err
 }

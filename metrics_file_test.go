@@ -3,6 +3,7 @@ package robust
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -51,7 +52,53 @@ func TestMetricsFileKeepsCounting(t *testing.T) {
 	}
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, left, 2, "nothing is left beside them")
+	var names []string
+	for _, f := range left {
+		names = append(names, f.Name())
+	}
+	require.Equal(t, []string{"broker", "broker.lock", "client", "client.lock"}, names)
+}
+
+// TestMetricsFileInUse: two that counted in one file took turns in writing over what the other
+// had counted, and nobody was told.
+func TestMetricsFileInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metrics")
+	c, err := New(WithMetricsFile(path))
+	require.NoError(t, err)
+	c.Metrics().Producer.RecordFailed()
+	whole, err := os.ReadFile(path)
+	require.NoError(t, err)
+	_, err = New(WithMetricsFile(path))
+	require.ErrorIs(t, err, ErrMetricsFileInUse)
+	require.ErrorContains(t, err, path+": by process "+strconv.Itoa(os.Getpid()))
+	_, err = NewBroker(WithMetricsFile(path))
+	require.ErrorIs(t, err, ErrMetricsFileInUse)
+	_, err = New(WithEmbeddedBroker(WithMetricsFile(path)), WithMetricsFile(path))
+	require.ErrorIs(t, err, ErrMetricsFileInUse)
+	same, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, whole, same, "who is refused leaves it alone")
+	require.NoError(t, c.Close())
+
+	// Whoever comes next has what was counted, also after one that failed to open it.
+	require.NoError(t, os.WriteFile(path+".tmp", []byte("left by one that was killed"), 0o600))
+	_, err = New(WithMetricsFile(path), WithEmbeddedBroker(WithDataDir(path)))
+	require.Error(t, err)
+	c, err = New(WithMetricsFile(path))
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), c.Metrics().Producer.GetStats().MessagesFailed)
+	require.NoError(t, c.Close())
+	require.NoFileExists(t, path+".tmp")
+}
+
+// encoded is what would be kept of metrics now.
+func encoded(t *testing.T, m *Metrics) savedMetrics {
+	t.Helper()
+	text, err := encodeMetricsFile(m.kept())
+	require.NoError(t, err)
+	s, err := parseMetricsFile(text)
+	require.NoError(t, err)
+	return s
 }
 
 func TestMetricsFileRoundTrip(t *testing.T) {
@@ -119,7 +166,8 @@ func TestMetricsFileThatCannotBeWritten(t *testing.T) {
 	require.ErrorContains(t, err, "metrics file")
 }
 
-// TestMetricsFileInBetween holds that a process which is killed loses ten seconds at most.
+// TestMetricsFileInBetween holds that a process which is killed loses ten seconds at most, also
+// of what readers have received that are still at it: that used to be kept when they ended.
 func TestMetricsFileInBetween(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics")
 	synctest.Test(t, func(t *testing.T) {
@@ -127,12 +175,18 @@ func TestMetricsFileInBetween(t *testing.T) {
 		f, err := openMetricsFile(path, m.kept, newWarner(defaultConfig().logger))
 		require.NoError(t, err)
 		m.Producer.RecordSent(1, time.Second)
+		m.Consumer.RecordReceived(1)
+		m.Consumer.addReader(1, readerSource{received: func() received { return received{3, 300} }})
 		time.Sleep(metricsFileInterval + time.Second) //nolint:forbidigo // of fake time
 		text, err := os.ReadFile(path)
 		require.NoError(t, err)
 		saved, err := parseMetricsFile(text)
 		require.NoError(t, err)
 		require.Equal(t, uint64(1), saved.Counters["producer.messages_sent"])
+		require.Equal(t, uint64(4), saved.Counters["consumer.messages_received"])
+		require.Equal(t, uint64(301), saved.Counters["consumer.bytes_received"])
+		m.Consumer.removeReader(1)
+		require.Equal(t, uint64(4), encoded(t, &m).Counters["consumer.messages_received"], "not twice")
 		require.True(t, strings.HasSuffix(string(text), "\n"))
 		require.NoError(t, f.close())
 	})

@@ -69,11 +69,13 @@ func bucketBounds(i int) (low, end int64) {
 	return low, low + 1<<shift
 }
 
-// record counts one value.
+// record counts one value. One below 0, as of an interval of a clock that was set back, counts
+// as 0.
 func (h *histogram[T]) record(v T) { h.recordN(v, 1) }
 
 // recordN counts n values that are the same, as far as is known.
 func (h *histogram[T]) recordN(v T, n uint64) {
+	v = max(v, 0)
 	h.raise(v)
 	h.count(bucketOf(int64(v)), n, int64(v)*int64(n))
 }
@@ -138,6 +140,7 @@ type tally[T ~int64] struct {
 }
 
 func (t *tally[T]) record(v T) {
+	v = max(v, 0)
 	if int64(v) < t.low || int64(v) >= t.end {
 		t.flush()
 		t.bucket = bucketOf(int64(v))
@@ -268,6 +271,18 @@ func (h Histogram[T]) Buckets() iter.Seq2[T, uint64] {
 			}
 		}
 	}
+}
+
+// CountUpTo returns how many values are not above v. Of those that are above it by less than
+// 1/32 of it some may be among them; below 64 there are none.
+func (h Histogram[T]) CountUpTo(v T) (n uint64) {
+	for _, b := range h.buckets {
+		if low, _ := bucketBounds(b.index); T(low) > v {
+			break
+		}
+		n += b.count
+	}
+	return n
 }
 
 // MarshalJSON tells count, sum, mean, maximum and the usual percentiles; durations in

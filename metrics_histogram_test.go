@@ -79,7 +79,10 @@ func TestHistogramLimits(t *testing.T) {
 	require.Zero(t, h.snapshot().Quantile(0.5))
 	require.Zero(t, h.snapshot().Mean())
 	h.record(-time.Second) // A clock that was set back.
+	h.record(-time.Second)
 	require.Zero(t, h.snapshot().Quantile(1))
+	require.Zero(t, h.snapshot().Mean(), "it used to be a century")
+	require.Zero(t, h.snapshot().Sum)
 	h.record(time.Hour)
 	h.record(2 * time.Hour)
 	require.Equal(t, 2*time.Hour, h.snapshot().Quantile(0.99), "above the buckets it is the longest")
@@ -151,6 +154,33 @@ func TestHistogramShown(t *testing.T) {
 	require.Equal(t, uint64(100), last)
 }
 
+// TestHistogramCountUpTo holds what is promised of values around a bound.
+func TestHistogramCountUpTo(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	var h histogram[int64]
+	var values []int64
+	for range 20_000 {
+		values = append(values, int64(math.Exp(r.Float64()*29)))
+		h.record(values[len(values)-1])
+	}
+	slices.Sort(values)
+	s := h.snapshot()
+	upTo := func(v int64) uint64 {
+		n, _ := slices.BinarySearch(values, v+1)
+		return uint64(n)
+	}
+	for _, v := range []int64{-1, 0, 1, 5, 63, 64, 100, 1000, 4096, 1e6, 1e9, 1 << 40, math.MaxInt64 - 1} {
+		require.GreaterOrEqual(t, s.CountUpTo(v), upTo(v), v)
+		if v < 1<<40 {
+			require.LessOrEqual(t, s.CountUpTo(v), upTo(max(v, v+v/32-1)), v)
+		}
+		if v < 64 {
+			require.Equal(t, upTo(v), s.CountUpTo(v), v)
+		}
+	}
+	require.Zero(t, Histogram[int64]{}.CountUpTo(100))
+}
+
 // TestHistogramTally holds that a tally comes to the same as single records.
 func TestHistogramTally(t *testing.T) {
 	var single, tallied histogram[int64]
@@ -176,9 +206,13 @@ func TestHistogramConcurrently(t *testing.T) {
 				if j%1000 == 0 {
 					s := h.snapshot()
 					require.LessOrEqual(t, s.Count, uint64(4*each))
-					if s.Count > 0 {
-						require.GreaterOrEqual(t, s.Max, s.Quantile(1))
+					least, highest := int64(0), int64(0)
+					for _, b := range s.buckets {
+						highest, _ = bucketBounds(b.index)
+						least += highest * int64(b.count)
 					}
+					require.GreaterOrEqual(t, s.Sum, least, "what is counted is in the sum")
+					require.GreaterOrEqual(t, s.Max, highest)
 				}
 			}
 		})

@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -24,12 +25,13 @@ func grownByKey[K comparable](now, earlier map[K]uint64) map[K]uint64 {
 }
 
 // keepLargest takes the smallest values out of a map that has more than limit of them, and
-// returns how many that were.
-func keepLargest[K comparable, V any](all map[K]V, limit int, compare func(a, b V) int) (left int) {
+// returns how many that were. Of equal ones the first by name stay, so that as long as things
+// stand alike the same are named.
+func keepLargest[K comparable, V any](all map[K]V, limit int, compare func(a, b V) int, byName func(a, b K) int) (left int) {
 	if len(all) <= limit {
 		return 0
 	}
-	keys := slices.SortedFunc(maps.Keys(all), func(a, b K) int { return compare(all[b], all[a]) })
+	keys := slices.SortedFunc(maps.Keys(all), func(a, b K) int { return cmp.Or(compare(all[b], all[a]), byName(a, b)) })
 	for _, k := range keys[limit:] {
 		delete(all, k)
 	}

@@ -53,7 +53,7 @@ func TestMetricsCount(t *testing.T) {
 		return readerSource{
 			of:       TopicPartition{"demo", 3},
 			lag:      func() (int64, bool) { return lag, known },
-			received: func() (messages, bytes uint64) { return delivered, 10 * delivered },
+			received: func() received { return received{delivered, 10 * delivered} },
 		}
 	}
 	c.addReader(1, reader(7, true))

@@ -15,7 +15,9 @@ func WithMaxSeries(n int) SharedOption {
 // WithMetricsFile has counters and distributions go on after a restart where they ended
 // (default "": they begin anew). They are read from the file, which is made if it is not
 // there, and written to it every 10 s and when the client or the broker is closed. A file
-// serves one of them at a time. One that is damaged is refused with [ErrCorrupt].
+// serves one of them at a time: another fails with [ErrMetricsFileInUse], which names the
+// holder, unless the system cannot lock files (Windows). The lock is of a file beside it, whose
+// name ends with .lock. A file that is damaged is refused with [ErrCorrupt].
 func WithMetricsFile(path string) SharedOption {
 	return sharedOption(func(c *sharedConfig) { c.metricsFile = path })
 }

@@ -224,7 +224,7 @@ func (o *outbox) abandonLocked() (failed []*outBatch) {
 		t := v.(*outTopic) //nolint:forcetypeassert // nothing else is in it
 		for _, q := range t.allLocked() {
 			for _, b := range q.flying {
-				f := o.tellingLocked(b.takeEntries(), b.wave)
+				f := o.tellingLocked(q.of(), b.takeEntries(), b.wave)
 				f.fail(&waitError{what: sendNameOf(t.name, q.partition), state: "its answer has not come", end: ErrClosed, last: b.last})
 				failed = append(failed, f)
 			}
@@ -326,15 +326,15 @@ func (o *outbox) count(b *outBatch) {
 	}
 	now := o.age()
 	var n, bytes uint64
-	var first *entry
+	var first time.Duration // when that message was handed over
 	took := tally[time.Duration]{to: &o.client.metrics.Producer.latency}
 	for i := range b.entries {
 		e := &b.entries[i]
-		if e.to == nil || e.to.gaveUp() {
+		if e.to == nil || e.to.gaveUp(e) {
 			continue
 		}
 		if n++; n == 1 {
-			first = e
+			first = e.at
 		}
 		bytes += uint64(e.size)
 		if b.err == nil {
@@ -351,17 +351,20 @@ func (o *outbox) count(b *outBatch) {
 		o.client.metrics.Producer.recordBatch(n, bytes, b.build.size(), len(b.encoded))
 	}
 	if tell := o.cfg.hooks.ProduceDone; tell != nil {
-		tell(b.event(first, int(n), int(bytes), now-first.at))
+		tell(b.event(int(n), int(bytes), now-first))
 	}
 }
 
-// event is what a hook is told of a batch; first is its first message that somebody waits for.
-func (b *outBatch) event(first *entry, n, bytes int, took time.Duration) ProduceEvent {
-	e := ProduceEvent{BaseOffset: offsetNone, Messages: n, Bytes: bytes, Latency: took, Err: b.err}
+// event is what a hook is told of a batch, of which somebody waits for n messages. It does
+// not look at these: whoever gives up meanwhile may change them.
+func (b *outBatch) event(n, bytes int, took time.Duration) ProduceEvent {
+	of := b.of
 	if b.queue != nil {
-		e.Topic, e.Partition = b.queue.topic.name, b.queue.partition
-	} else {
-		e.Topic, e.Partition = first.m.Topic, first.m.Partition
+		of = b.queue.of()
+	}
+	e := ProduceEvent{
+		Topic: of.Topic, Partition: of.Partition, BaseOffset: offsetNone,
+		Messages: n, Bytes: bytes, Latency: took, Err: b.err,
 	}
 	if b.encoded != nil {
 		e.Bytes = len(b.encoded)

@@ -47,6 +47,9 @@ func (q *outQueue) routeLocked() {
 	s.queues = append(s.queues, q)
 }
 
+// of is the partition that the queue is of.
+func (q *outQueue) of() TopicPartition { return TopicPartition{q.topic.name, q.partition} }
+
 // openLocked returns the batch that messages go into, nil if there is none.
 func (q *outQueue) openLocked() *outBatch {
 	if n := len(q.pending); n > 0 && !q.pending[n-1].sealed {
@@ -236,7 +239,7 @@ func (q *outQueue) expireLocked(limit time.Duration, state string, left func(*en
 				b.gone++
 			}
 			if len(late) > 0 {
-				f := q.box.tellingLocked(late, b.wave)
+				f := q.box.tellingLocked(q.of(), late, b.wave)
 				f.fail(&waitError{what: sendNameOf(q.topic.name, q.partition), state: state, end: context.DeadlineExceeded, last: b.last})
 				failed = append(failed, f)
 			}

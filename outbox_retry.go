@@ -216,7 +216,7 @@ func (o *outbox) dropIDLocked() {
 // failed, and has sent again what may yet succeed, together.
 func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outBatch) {
 	o := q.box
-	stored := o.tellingLocked(nil, b.wave)
+	stored := o.tellingLocked(q.of(), nil, b.wave)
 	stored.queue, stored.receipts = q, []Receipt{}
 	var faults, refusals error // one of each
 	for i := range b.entries {

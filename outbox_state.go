@@ -33,8 +33,8 @@ const (
 type receiver interface {
 	// settle is called without locks. It must not block.
 	settle(e *entry, r Receipt, err error)
-	// gaveUp tells that nobody waits any more, so that the message need not be sent.
-	gaveUp() bool
+	// gaveUp tells that nobody waits for the message any more, so that it need not be sent.
+	gaveUp(e *entry) bool
 }
 
 // entry is one message on its way. Its content is in its batch, encoded.
@@ -225,9 +225,10 @@ const (
 
 // outBatch is some messages of one partition, sent and acknowledged together.
 type outBatch struct {
-	queue   *outQueue
-	number  int64 // of its first message, by which the batches of a queue are in order
-	turn    int64 // of the queue, when it was sent last
+	queue   *outQueue      // nil: it only tells what became of messages
+	of      TopicPartition // theirs, then; PartitionAny if they had not come to one
+	number  int64          // of its first message, by which the batches of a queue are in order
+	turn    int64          // of the queue, when it was sent last
 	wave    int
 	build   batchBuilder
 	entries []entry
@@ -320,8 +321,8 @@ func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
 }
 
 // tellingLocked returns a batch that only tells what became of messages of a wave.
-func (o *outbox) tellingLocked(entries []entry, wave int) *outBatch {
-	b := &outBatch{wave: wave, entries: entries}
+func (o *outbox) tellingLocked(of TopicPartition, entries []entry, wave int) *outBatch {
+	b := &outBatch{of: of, wave: wave, entries: entries}
 	o.waves.counts[b.wave]++
 	return b
 }
@@ -381,8 +382,8 @@ func (b *outBatch) takeEntries() (taken []entry) {
 
 // wanted tells that somebody waits for a message.
 func (b *outBatch) wanted(i int) bool {
-	to := b.entries[i].to
-	return to != nil && !to.gaveUp()
+	e := &b.entries[i]
+	return e.to != nil && !e.to.gaveUp(e)
 }
 
 // isWantedLocked tells whether anybody waits for any of the batch.

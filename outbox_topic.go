@@ -172,7 +172,7 @@ func (o *outbox) distributeLocked(t *outTopic, waiting []staged, chosen []choice
 	for i := range waiting {
 		w := &waiting[i]
 		if err := chosen[i].err; err != nil {
-			b := o.tellingLocked([]entry{w.e}, wave)
+			b := o.tellingLocked(TopicPartition{t.name, PartitionAny}, []entry{w.e}, wave)
 			b.fail(err)
 			failed = append(failed, b)
 			continue
@@ -235,7 +235,7 @@ func (o *outbox) unstageLocked(t *outTopic, why func() error) *outBatch {
 		entries[i] = t.staged[i].e
 	}
 	t.staged = nil
-	b := o.tellingLocked(entries, t.wave)
+	b := o.tellingLocked(TopicPartition{t.name, PartitionAny}, entries, t.wave)
 	b.fail(why())
 	o.endWaveLocked(t.wave)
 	return b

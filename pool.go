@@ -269,7 +269,8 @@ func (p *pool) open(b *brokerConns, lane int, guess Protocol, a *dialAttempt) {
 		_ = c.nc.Close() // It was never used.
 		err = ErrClosed
 		if p.hooks.Disconnected != nil {
-			defer p.hooks.Disconnected(ConnectionEvent{Addr: b.addr, Err: err})
+			told := ConnectionEvent{Addr: b.addr, Latency: time.Since(c.born), Err: err}
+			defer p.hooks.Disconnected(told)
 		}
 	}
 	if err != nil {

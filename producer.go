@@ -84,7 +84,7 @@ func (p *SyncProducer) Send(ctx context.Context, m *Message) (Receipt, error) {
 		p.plain.Store(start.UnixNano())
 	}
 	r, err := p.send(ctx, m, start)
-	p.record(m, start, err)
+	p.record(m, start, r, err)
 	return r, err
 }
 
@@ -125,7 +125,7 @@ type sendWaiter struct {
 	reads atomic.Pointer[conn] // that the waiting one reads; nil: none
 }
 
-func (w *sendWaiter) gaveUp() bool { return w.state.Load() == fateGivenUp }
+func (w *sendWaiter) gaveUp(*entry) bool { return w.state.Load() == fateGivenUp }
 
 func (w *sendWaiter) settle(_ *entry, r Receipt, err error) {
 	if w.set(r, err) {
@@ -139,8 +139,9 @@ func (w *sendWaiter) settle(_ *entry, r Receipt, err error) {
 // sendBatched sends one message by way of the outbox.
 func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.Time) (Receipt, error) {
 	if ctx.Err() != nil {
-		p.client.metrics.Producer.RecordFailed()
-		return Receipt{}, p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+		err := p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+		p.record(m, start, Receipt{}, err)
+		return Receipt{}, err
 	}
 	w, ok := p.waiters.Get().(*sendWaiter)
 	if !ok {
@@ -148,7 +149,7 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 	}
 	lent, err := p.box.accept(ctx, m, handing{w, 0, start.Sub(p.box.born), waiter})
 	if err != nil {
-		p.client.metrics.Producer.RecordFailed()
+		p.record(m, start, Receipt{}, err)
 		return Receipt{}, err
 	}
 	if lent != nil {
@@ -163,8 +164,9 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 		case <-w.done:
 		case <-ctx.Done():
 			if w.state.CompareAndSwap(fateOpen, fateGivenUp) {
-				p.client.metrics.Producer.RecordFailed()
-				return Receipt{}, p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+				err := p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+				p.record(m, start, Receipt{}, err)
+				return Receipt{}, err
 			}
 			<-w.done // It has come after all.
 		}
@@ -175,20 +177,17 @@ func (p *SyncProducer) sendBatched(ctx context.Context, m *Message, start time.T
 	return r, err
 }
 
-// record counts a result.
-func (p *SyncProducer) record(m *Message, start time.Time, err error) {
+// record counts the result of a message that was sent by itself, or that nobody waits for any
+// more. The message is the caller's.
+func (p *SyncProducer) record(m *Message, start time.Time, r Receipt, err error) {
 	took := time.Since(start)
-	if err != nil {
-		p.client.metrics.Producer.RecordFailed()
-	} else {
+	if err == nil {
 		p.client.metrics.Producer.RecordSent(m.Size(), took)
+		p.cfg.hooks.produced(m, took, r, nil)
+		return
 	}
-	if tell := p.cfg.hooks.ProduceDone; tell != nil && m != nil {
-		tell(ProduceEvent{
-			Topic: m.Topic, Partition: m.Partition, BaseOffset: offsetNone,
-			Messages: 1, Bytes: int(m.Size()), Latency: took, Err: err,
-		})
-	}
+	p.client.metrics.Producer.RecordFailed()
+	p.cfg.hooks.produced(m, took, Receipt{}, err)
 }
 
 // send sends one message within the delivery timeout, counted from start.

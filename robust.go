@@ -76,9 +76,12 @@
 package robust
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -179,6 +182,21 @@ type TopicPartition struct {
 // of metrics.
 func (tp TopicPartition) MarshalText() ([]byte, error) {
 	return strconv.AppendInt(append([]byte(tp.Topic), '/'), int64(tp.Partition), 10), nil
+}
+
+// UnmarshalText reads what MarshalText returns.
+func (tp *TopicPartition) UnmarshalText(text []byte) error {
+	i := strings.LastIndexByte(string(text), '/')
+	n, err := strconv.ParseInt(string(text[i+1:]), 10, 32)
+	if i < 0 || err != nil {
+		return fmt.Errorf("robust: %q is no topic and partition, as in orders/3", text)
+	}
+	*tp = TopicPartition{string(text[:i]), int32(n)}
+	return nil
+}
+
+func compareTopicPartition(a, b TopicPartition) int {
+	return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 }
 
 // PendingBatch is a batch that waits to be sent, as [WithFlushPolicy] sees it.

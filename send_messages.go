@@ -11,7 +11,8 @@ import (
 // each that was stored. If any was not, the error is [ProducerErrors], which holds
 // those and nothing else; a closed producer takes none and returns [ErrClosed]. The
 // messages of a partition are sent in their order; one that a broker refuses and then
-// takes when it is sent again is stored behind later ones.
+// takes when it is sent again is stored behind later ones. What has not been sent when ctx
+// ends is not sent any more.
 func (p *SyncProducer) SendMessages(ctx context.Context, ms []*Message) error {
 	start := time.Now()
 	if err := p.enter(start); err != nil {
@@ -39,7 +40,7 @@ type sendGroup struct {
 	done  chan struct{} // closed when every fate is known
 }
 
-func (*sendGroup) gaveUp() bool { return false }
+func (g *sendGroup) gaveUp(e *entry) bool { return g.fates[e.tag].state.Load() == fateGivenUp }
 
 func (g *sendGroup) settle(e *entry, r Receipt, err error) {
 	g.fates[e.tag].set(r, err)
@@ -58,8 +59,9 @@ func (p *SyncProducer) sendTogether(ctx context.Context, ms []*Message, start ti
 			_, err = p.box.accept(ctx, m, handing{g, int32(i), start.Sub(p.box.born), caller})
 		}
 		if err != nil {
-			p.client.metrics.Producer.RecordFailed()
-			g.settle(&entry{tag: int32(i)}, Receipt{}, p.client.waitFailed(ctx, func() string { return sendName(m) }, err))
+			err = p.client.waitFailed(ctx, func() string { return sendName(m) }, err)
+			p.record(m, start, Receipt{}, err)
+			g.settle(&entry{tag: int32(i)}, Receipt{}, err)
 		}
 	}
 	if g.left.Add(-1) > 0 {
@@ -74,8 +76,8 @@ func (p *SyncProducer) sendTogether(ctx context.Context, ms []*Message, start ti
 		var err error
 		if f.state.CompareAndSwap(fateOpen, fateGivenUp) {
 			// Whoever comes too late to settle it may just write to it.
-			p.client.metrics.Producer.RecordFailed()
 			err = p.client.waitFailed(ctx, func() string { return sendName(m) }, endOf(ctx))
+			p.record(m, start, Receipt{}, err)
 		} else if err = f.err; err == nil {
 			m.Partition, m.Offset, m.Timestamp = f.receipt.Partition, f.receipt.Offset, f.receipt.Timestamp
 		}
@@ -207,7 +209,7 @@ func (p *SyncProducer) way(ctx context.Context, line *pipeline, tp TopicPartitio
 // settleInto settles s and puts the result into its message; nil for success.
 func (p *SyncProducer) settleInto(ctx context.Context, line *pipeline, s *pipelined, start time.Time) *ProducerError {
 	r, err := p.settle(ctx, line, s, start)
-	p.record(s.m, start, err)
+	p.record(s.m, start, r, err)
 	switch {
 	case err == nil:
 		s.m.Partition, s.m.Offset, s.m.Timestamp = r.Partition, r.Offset, r.Timestamp

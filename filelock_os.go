@@ -5,12 +5,14 @@ package robust
 import (
 	"errors"
 	"io"
-	"math"
 	"os"
 	"syscall"
 )
 
-func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
+// lockFile takes a lock of the file, which it makes, until the closer is closed or the
+// process ends, and puts content into it. If another has it the error is errLocked, and
+// holder what that has put there. Without content (nil) it neither makes nor changes the file.
+func lockFile(name string, content []byte) (held io.Closer, holder []byte, err error) {
 	flag := os.O_RDWR | os.O_CREATE
 	if content == nil {
 		flag = os.O_RDONLY
@@ -23,7 +25,7 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 	switch {
 	case errors.Is(err, syscall.EWOULDBLOCK):
 		holder, _ = io.ReadAll(io.LimitReader(f, 1<<10)) // It only serves the message.
-		return nil, holder, errors.Join(ErrDataDirInUse, f.Close())
+		return nil, holder, errors.Join(errLocked, f.Close())
 	case err != nil:
 		return nil, nil, errors.Join(&os.PathError{Op: "lock", Path: name, Err: err}, f.Close())
 	}
@@ -39,13 +41,4 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 		return nil, nil, errors.Join(err, f.Close())
 	}
 	return f, nil, nil
-}
-
-// openFileLimit returns how many files the process may have open, as far as is known.
-func openFileLimit() int {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return math.MaxInt32
-	}
-	return int(min(uint64(limit.Cur), math.MaxInt32)) //nolint:unconvert // signed on some systems
 }

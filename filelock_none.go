@@ -1,0 +1,14 @@
+//go:build !(darwin || dragonfly || freebsd || illumos || linux || netbsd || openbsd)
+
+package robust
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+)
+
+// lockFile cannot lock a file so that the lock ends with the process.
+func lockFile(string, []byte) (held io.Closer, holder []byte, err error) {
+	return nil, nil, fmt.Errorf("%w: on %s files cannot be locked", ErrUnsupported, runtime.GOOS)
+}
