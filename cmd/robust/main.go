@@ -60,8 +60,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr *os
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err != nil {
+		// The configuration file is read by now.
 		fmt.Fprintln(stderr, "robust:", err)
-		return exitFailure
+		return exitUsage
 	}
 	completeWords(parser)
 	parsed, err := parser.Parse(args)
