@@ -33,6 +33,7 @@ type cli struct {
 	Group   groupCmd   `cmd:"" help:"List, describe, reset and delete consumer groups."`
 	Log     logCmd     `cmd:"" help:"Check or repair the data directory of a broker that is not running."`
 	Bench   benchCmd   `cmd:"" help:"Measure a broker."`
+	Top     topCmd     `cmd:"" help:"Watch topics, groups and brokers."`
 
 	Completion completionCmd `cmd:"" help:"Print what makes a shell complete commands, flags, topics and groups."`
 }

@@ -151,29 +151,34 @@ func (c *topicDescribeCmd) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		return a.show(views, func(w io.Writer) {
-			for i, v := range views {
+			for i := range views {
 				if i > 0 {
 					fmt.Fprintln(w)
 				}
-				messages := "how many messages the broker does not tell"
-				if v.Messages != nil {
-					messages = plural(*v.Messages, "message")
-				}
-				fmt.Fprintf(w, "topic %s, %s, %s\n", v.Name, plural(len(v.Partitions), "partition"), messages)
-				for _, key := range slices.Sorted(maps.Keys(v.Config)) {
-					fmt.Fprintf(w, "%s = %s\n", key, v.Config[key])
-				}
-				row(w, "PARTITION", "OLDEST", "NEWEST", "MESSAGES", "LEADER")
-				for _, p := range v.Partitions {
-					messages := "-"
-					if p.Oldest != nil {
-						messages = fmt.Sprint(*p.Newest - *p.Oldest)
-					}
-					row(w, p.ID, orDash(p.Oldest), orDash(p.Newest), messages, p.Leader)
-				}
+				views[i].write(w)
 			}
 		})
 	})
+}
+
+// write prints all about a topic for people.
+func (v *topicView) write(w io.Writer) {
+	messages := "how many messages the broker does not tell"
+	if v.Messages != nil {
+		messages = plural(*v.Messages, "message")
+	}
+	fmt.Fprintf(w, "topic %s, %s, %s\n", v.Name, plural(len(v.Partitions), "partition"), messages)
+	for _, key := range slices.Sorted(maps.Keys(v.Config)) {
+		fmt.Fprintf(w, "%s = %s\n", key, v.Config[key])
+	}
+	row(w, "PARTITION", "OLDEST", "NEWEST", "MESSAGES", "LEADER")
+	for _, p := range v.Partitions {
+		messages := "-"
+		if p.Oldest != nil {
+			messages = fmt.Sprint(*p.Newest - *p.Oldest)
+		}
+		row(w, p.ID, orDash(p.Oldest), orDash(p.Newest), messages, p.Leader)
+	}
 }
 
 type topicDeleteCmd struct {
