@@ -36,7 +36,7 @@ func (a *app) connect(ctx context.Context, opts ...robust.Option) (*robust.Clien
 	return client, nil
 }
 
-// withAdmin calls fn with an admin handle, within the time for small answers.
+// withAdmin calls fn with an admin handle.
 func (a *app) withAdmin(ctx context.Context, fn func(ctx context.Context, admin *robust.AdminClient) error) error {
 	client, err := a.connect(ctx)
 	if err != nil {

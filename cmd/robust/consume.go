@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ type consumeCmd struct {
 	From         position `default:"oldest" placeholder:"WHERE" help:"Where to begin: oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--from=-90m). A group begins there where it has nothing committed."`
 	To           string   `enum:"follow,end" default:"follow" help:"end: stop at what is stored now; follow: wait for more."`
 	Number       int64    `short:"n" name:"number" placeholder:"N" help:"Stop after so many messages."`
-	Format       string   `short:"f" default:"value" placeholder:"FORMAT" help:"value (a line), keyed (key, separator, value), json, raw (values and nothing else), or a text with %t topic, %p partition, %o offset, %T time in milliseconds, %d date, %k key, %v value, %h headers, %% a percent sign, \\n, \\t."`
+	Format       string   `short:"f" placeholder:"FORMAT" help:"value (a line, the default), keyed (key, separator, value), json (the default with -o json), raw (values and nothing else), or a text with %t topic, %p partition, %o offset, %T time in milliseconds, %d date, %k key, %v value, %h headers, %% a percent sign, \\n, \\t."`
 	KeySeparator string   `short:"k" default:":" placeholder:"TEXT" help:"Between key and value with -f keyed."`
 	Quiet        bool     `short:"q" help:"Print no summary when a signal comes."`
 }
@@ -31,7 +32,7 @@ func (c *consumeCmd) Validate() error {
 	if c.Number < 0 {
 		return errors.New("-n is to be above 0")
 	}
-	_, err := newFormat(c.Format, c.KeySeparator)
+	_, err := newFormat(cmp.Or(c.Format, "value"), c.KeySeparator)
 	return err
 }
 
@@ -40,7 +41,11 @@ var errEnough = errors.New("enough was read")
 
 // Run reads until there is enough or a signal comes.
 func (c *consumeCmd) Run(ctx context.Context, a *app) error {
-	write, err := newFormat(c.Format, c.KeySeparator)
+	format := "value"
+	if a.json {
+		format = "json"
+	}
+	write, err := newFormat(cmp.Or(c.Format, format), c.KeySeparator)
 	if err != nil {
 		return err
 	}
@@ -108,25 +113,24 @@ func (s *sink) count() int64 {
 
 // consumePartitions reads partitions side by side, each in order.
 func (c *consumeCmd) consumePartitions(ctx context.Context, a *app, client *robust.Client, out *sink) error {
-	oldest, newest, err := bounds(ctx, client.Admin(), c.Topic)
+	topics, err := client.Admin().GetMetadata(ctx, []string{c.Topic})
 	if err != nil {
 		return err
 	}
-	partitions := c.Partition
-	if len(partitions) == 0 {
-		for p := range newest {
-			partitions = append(partitions, p)
-		}
+	oldest, newest, err := bounds(ctx, client.Admin(), c.Topic)
+	// A broker that does not tell its offsets can be followed all the same.
+	told := !errors.Is(err, robust.ErrUnsupported) || c.To == "end"
+	if err != nil && told {
+		return err
 	}
-	slices.Sort(partitions)
+	partitions, err := c.partitions(&topics[0])
+	if err != nil {
+		return err
+	}
 	for _, p := range partitions {
-		end, ok := newest[p]
-		if !ok {
-			return fmt.Errorf("partition %d of topic %s: %w", p, c.Topic, robust.ErrPartitionNotFound)
-		}
-		if at := c.From.offset; c.From.at.IsZero() && at >= 0 && (at < oldest[p] || at > end) {
+		if at := c.From.offset; told && c.From.at.IsZero() && at >= 0 && (at < oldest[p] || at > newest[p]) {
 			return fmt.Errorf("partition %d of topic %s has the offsets %d to %d, not %d: %w",
-				p, c.Topic, oldest[p], end, at, robust.ErrOffsetOutOfRange)
+				p, c.Topic, oldest[p], newest[p], at, robust.ErrOffsetOutOfRange)
 		}
 	}
 	work, stop := context.WithCancelCause(ctx)
@@ -149,6 +153,25 @@ func (c *consumeCmd) consumePartitions(ctx context.Context, a *app, client *robu
 	return context.Cause(work)
 }
 
+// partitions are those that are to be read, in order.
+func (c *consumeCmd) partitions(topic *robust.TopicMetadata) ([]int32, error) {
+	var all []int32
+	for _, p := range topic.Partitions {
+		all = append(all, p.ID)
+	}
+	for _, p := range c.Partition {
+		if !slices.Contains(all, p) {
+			return nil, fmt.Errorf("partition %d of topic %s: %w", p, c.Topic, robust.ErrPartitionNotFound)
+		}
+	}
+	if len(c.Partition) > 0 {
+		all = slices.Clone(c.Partition)
+		slices.Sort(all)
+		all = slices.Compact(all)
+	}
+	return all, nil
+}
+
 // readPartition reads up to the offset end, which -1 leaves open.
 func (c *consumeCmd) readPartition(ctx context.Context, a *app, client *robust.Client, p int32, end int64, out *sink) error {
 	consumer, err := client.PartitionConsumer(c.Topic, p, c.From.consumerOption())
@@ -164,8 +187,9 @@ func (c *consumeCmd) readPartition(ctx context.Context, a *app, client *robust.C
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go func() {
+		var told notices
 		for err := range consumer.Errors() {
-			fmt.Fprintln(a.stderr, "robust:", errText(err))
+			told.tell(a.stderr, err)
 			// What was to be read may be gone, and nothing would come any more.
 			if end >= 0 && consumer.Offset() >= end {
 				stop(errPartitionEnd)

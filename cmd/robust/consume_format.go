@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -111,7 +112,7 @@ func appendHeaders(b []byte, m *robust.Message) []byte {
 
 // appendJSON is the line that messageOfJSON reads.
 func appendJSON(b []byte, m *robust.Message) []byte {
-	j := messageJSON{Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Timestamp: m.Timestamp, Headers: m.Headers}
+	j := messageJSON{Topic: m.Topic, Partition: &m.Partition, Offset: m.Offset, Timestamp: m.Timestamp, Headers: m.Headers}
 	switch {
 	case m.Key == nil:
 	case utf8.Valid(m.Key):
@@ -124,13 +125,21 @@ func appendJSON(b []byte, m *robust.Message) []byte {
 	case m.Value == nil:
 		j.Value = json.RawMessage("null")
 	case utf8.Valid(m.Value):
-		j.Value, _ = json.Marshal(string(m.Value)) // A string can always be written.
+		j.Value = marshalText(string(m.Value))
 	default:
 		j.ValueBase64 = m.Value
 	}
-	line, err := json.Marshal(j)
-	if err != nil {
-		return append(b, err.Error()...) // No field can fail.
+	return append(append(b, marshalText(j)...), '\n')
+}
+
+// marshalText is json.Marshal for what nobody puts into HTML, with <, > and & as they are.
+// Its values are such as can always be written.
+func marshalText(v any) []byte {
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return []byte(err.Error())
 	}
-	return append(append(b, line...), '\n')
+	return bytes.TrimSuffix(line.Bytes(), []byte{'\n'})
 }

@@ -11,8 +11,11 @@ import (
 
 // consumeGroup reads as a member. A message is marked when it is written.
 func (c *consumeCmd) consumeGroup(ctx context.Context, a *app, client *robust.Client, out *sink) error {
+	if _, err := client.Admin().GetMetadata(ctx, []string{c.Topic}); err != nil {
+		return err
+	}
 	_, newest, err := bounds(ctx, client.Admin(), c.Topic)
-	if err != nil {
+	if err != nil && (!errors.Is(err, robust.ErrUnsupported) || c.To == "end") {
 		return err
 	}
 	group, err := client.ConsumerGroup(c.Group, c.From.consumerOption().(robust.GroupOption), robust.WithAutoCommit(250*time.Millisecond))
@@ -21,8 +24,9 @@ func (c *consumeCmd) consumeGroup(ctx context.Context, a *app, client *robust.Cl
 	}
 	defer group.Close()
 	go func() {
+		var told notices
 		for err := range group.Errors() {
-			fmt.Fprintln(a.stderr, "robust:", errText(err))
+			told.tell(a.stderr, err)
 		}
 	}()
 	work, stop := context.WithCancelCause(ctx)

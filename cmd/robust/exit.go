@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/aminofox/robust-go-sdk"
 )
@@ -56,23 +59,59 @@ func report(stderr io.Writer, a *app, err error) int {
 		return exitOK
 	}
 	code, hint := explain(a, err)
-	if errors.Is(err, syscall.EPIPE) {
+	if readerGone(err) {
 		return exitPipe
 	}
 	var own *exitError
 	if errors.As(err, &own) && own.err == nil {
 		return own.code
 	}
+	text := errText(err)
+	if code == exitInterrupted {
+		text = "interrupted" // Which signal it was, and what it has cut off, is of no use.
+	}
 	// The client's errors name the package, as the program's do.
-	fmt.Fprintln(stderr, "robust:", errText(err))
+	fmt.Fprintln(stderr, "robust:", text)
 	if hint != "" {
 		fmt.Fprintln(stderr, "  "+hint)
 	}
 	return code
 }
 
-// errText is an error without the package's name in front, which is the program's, too.
-func errText(err error) string { return strings.TrimPrefix(err.Error(), "robust: ") }
+// readerGone says whether err is about the output. A connection to a broker may end with
+// the same number and is no file.
+func readerGone(err error) bool {
+	var file *fs.PathError
+	return errors.As(err, &file) && errors.Is(file, syscall.EPIPE)
+}
+
+// errText is an error without the package's name in front, which is the program's, too, nor
+// in front of the errors that are part of it.
+func errText(err error) string {
+	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), "robust: "), ": robust: ", ": ")
+}
+
+// notices tells errors that come again and again once, and again when some time has
+// gone by: a broker that is away is tried every second.
+type notices struct {
+	at map[string]time.Time // by text
+}
+
+// noticeAgain is how long a text is not repeated.
+const noticeAgain = 30 * time.Second
+
+func (n *notices) tell(w io.Writer, err error) {
+	text, now := errText(err), time.Now()
+	if at, told := n.at[text]; told && now.Sub(at) < noticeAgain {
+		return
+	}
+	maps.DeleteFunc(n.at, func(_ string, at time.Time) bool { return now.Sub(at) >= noticeAgain })
+	if n.at == nil {
+		n.at = make(map[string]time.Time)
+	}
+	n.at[text] = now
+	fmt.Fprintln(w, "robust:", text)
+}
 
 // aboutError is about one of several things that were named.
 type aboutError struct {
@@ -111,6 +150,7 @@ func explain(a *app, err error) (code int, hint string) {
 		{robust.ErrMessageTooLarge, exitUsage, "the broker's --max-frame and the topic's max.message.bytes bound messages"},
 		{robust.ErrCorrupt, exitDamaged, "stop the broker; robust log check DIR says what is damaged"},
 		{robust.ErrStorage, exitFailure, "the broker's log says what its disk has; robust log check DIR reads a directory"},
+		{robust.ErrUnsupported, exitFailure, "the broker knows the published requests only; robust serve has the others"},
 		{robust.ErrNoBroker, exitNoBroker, noBrokerHint(a)},
 		{syscall.EADDRINUSE, exitConflict, "another program listens there: give another address, or port 0 for a free one"},
 		{context.Canceled, exitInterrupted, ""},

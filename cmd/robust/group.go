@@ -25,7 +25,7 @@ type groupRow struct {
 	ID      string `json:"id"`
 	State   string `json:"state"`
 	Members int    `json:"members"`
-	Lag     int64  `json:"lag"`
+	Lag     *int64 `json:"lag"` // nil from brokers that do not tell
 }
 
 // Run lists groups.
@@ -41,10 +41,15 @@ func (c *groupListCmd) Run(ctx context.Context, a *app) error {
 			if errors.Is(err, robust.ErrGroupNotFound) {
 				continue // It was deleted a moment ago.
 			}
+			if errors.Is(err, robust.ErrUnsupported) {
+				rows = append(rows, groupRow{ID: g.ID, State: g.State, Members: len(g.Members)})
+				continue
+			}
 			if err != nil {
 				return err
 			}
-			rows = append(rows, groupRow{ID: g.ID, State: d.State, Members: len(d.Members), Lag: d.Lag()})
+			lag := d.Lag()
+			rows = append(rows, groupRow{ID: g.ID, State: d.State, Members: len(d.Members), Lag: &lag})
 		}
 		return a.show(rows, func(w io.Writer) {
 			if len(rows) == 0 {
@@ -53,7 +58,7 @@ func (c *groupListCmd) Run(ctx context.Context, a *app) error {
 			}
 			row(w, "GROUP", "STATE", "MEMBERS", "LAG")
 			for _, r := range rows {
-				row(w, r.ID, r.State, r.Members, r.Lag)
+				row(w, r.ID, r.State, r.Members, orDash(r.Lag))
 			}
 		})
 	})

@@ -34,6 +34,7 @@ type cli struct {
 	Log     logCmd     `cmd:"" help:"Check or repair the data directory of a broker that is not running."`
 	Ping    pingCmd    `cmd:"" help:"Ask whether a broker answers, for health checks."`
 	Bench   benchCmd   `cmd:"" help:"Measure a broker."`
+	Top     topCmd     `cmd:"" help:"Watch topics, groups and brokers."`
 
 	Completion completionCmd `cmd:"" help:"Print what makes a shell complete commands, flags, topics and groups."`
 }
@@ -61,8 +62,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr *os
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err != nil {
+		// The configuration file is read by now.
 		fmt.Fprintln(stderr, "robust:", err)
-		return exitFailure
+		return exitUsage
 	}
 	completeWords(parser)
 	parsed, err := parser.Parse(args)

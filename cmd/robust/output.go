@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"golang.org/x/term"
 )
@@ -28,11 +30,30 @@ func (a *app) show(v any, table func(w io.Writer)) error {
 func row(w io.Writer, cells ...any) {
 	texts := make([]string, len(cells))
 	for i, cell := range cells {
-		if texts[i] = fmt.Sprint(cell); texts[i] == "" {
+		if texts[i] = printable(fmt.Sprint(cell)); texts[i] == "" {
 			texts[i] = "-"
 		}
 	}
 	fmt.Fprintln(w, strings.Join(texts, "\t"))
+}
+
+// orDash is a number that may not be known.
+func orDash(n *int64) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.FormatInt(*n, 10)
+}
+
+// printable replaces what would move the cursor or the columns: IDs of groups, members and
+// clients are any text of a stranger's.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

@@ -166,7 +166,7 @@ func storedIn(t *testing.T, addr, topic string, n int64) {
 	defer client.Close()
 	require.Eventually(t, func() bool {
 		views, err := viewTopics(t.Context(), client.Admin(), []string{topic})
-		return err == nil && views[0].Messages >= n
+		return err == nil && *views[0].Messages >= n
 	}, patience, 5*time.Millisecond)
 }
 

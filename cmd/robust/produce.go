@@ -5,7 +5,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
-	"io"
+	"strconv"
 	"sync"
 	"time"
 
@@ -18,7 +18,7 @@ type produceCmd struct {
 	Format       string            `short:"f" enum:"line,json,whole" default:"line" help:"What a message is: a line; a line of JSON as robust consume -f json prints; or a whole file."`
 	KeySeparator string            `short:"k" placeholder:"TEXT" help:"The key stands before this in a line, the value behind it; a line without it has no key."`
 	Header       map[string]string `short:"H" mapsep:"none" placeholder:"NAME=VALUE" help:"Header of every message; may be given more than once."`
-	Partition    int32             `short:"p" default:"-1" placeholder:"N" help:"Partition for every message, instead of by key."`
+	Partition    partitionFlag     `short:"p" placeholder:"N|any" help:"Partition for every message; any: by key, whatever lines of JSON say (default: what a line says, else by key)."`
 	Compression  compressionFlag   `short:"z" default:"none" placeholder:"NAME" help:"none, gzip, snappy, lz4 or zstd."`
 	Acks         string            `enum:"stored,synced" default:"stored" help:"synced: a message counts as stored when it has reached the disk."`
 	MaxLine      int               `default:"16777216" placeholder:"BYTES" help:"Longest line that is read."`
@@ -28,9 +28,6 @@ type produceCmd struct {
 
 // Validate is kong's.
 func (c *produceCmd) Validate() error {
-	if c.Partition < robust.PartitionAny {
-		return fmt.Errorf("--partition: %d is below 0", c.Partition)
-	}
 	if c.KeySeparator != "" && c.Format != "line" {
 		return fmt.Errorf("--key-separator is for lines, not for --format %s", c.Format)
 	}
@@ -40,10 +37,34 @@ func (c *produceCmd) Validate() error {
 	return nil
 }
 
+// partitionFlag is a partition, or that there is to be none.
+type partitionFlag struct {
+	number int32
+	given  bool
+}
+
+// UnmarshalText reads a number or any.
+func (f *partitionFlag) UnmarshalText(text []byte) error {
+	f.given = true
+	if string(text) == "any" {
+		f.number = robust.PartitionAny
+		return nil
+	}
+	n, err := strconv.ParseInt(string(text), 10, 32)
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is neither a partition nor any", text)
+	}
+	f.number = int32(n)
+	return nil
+}
+
 // compressionFlag is a robust.Compression on the command line.
 type compressionFlag struct{ robust.Compression }
 
-var _ encoding.TextUnmarshaler = (*compressionFlag)(nil)
+var (
+	_ encoding.TextUnmarshaler = (*partitionFlag)(nil)
+	_ encoding.TextUnmarshaler = (*compressionFlag)(nil)
+)
 
 // UnmarshalText reads the name of a compression.
 func (f *compressionFlag) UnmarshalText(text []byte) error {
@@ -66,7 +87,7 @@ type tally struct {
 	bytes   int64
 	failed  int64
 	unknown int64 // may have been stored: their results did not come
-	first   error // of those that failed
+	first   error // of those that failed, and of those unknown for another reason than the end
 	where   string
 	fail    context.CancelCauseFunc
 }
@@ -81,15 +102,30 @@ func (t *tally) done(m *robust.Message, _ robust.Receipt, err error) {
 		return
 	}
 	if errors.Is(err, robust.ErrClosed) || errors.Is(err, context.Canceled) {
-		t.unknown++
+		t.unknown++ // Because the program ends.
 		return
 	}
-	t.failed++
+	if fateUnknown(err) {
+		t.unknown++
+	} else {
+		t.failed++
+	}
 	if t.first == nil {
 		t.first = err
 		t.where, _ = m.Metadata.(string)
 	}
 	t.fail(err)
+}
+
+// fateUnknown says whether a message with this error may have been stored: it was on its way,
+// and nobody has refused it.
+func fateUnknown(err error) bool {
+	var refusal *robust.BrokerError
+	if errors.As(err, &refusal) {
+		return false
+	}
+	var broken *robust.ConnError
+	return errors.As(err, &broken) || errors.Is(err, robust.ErrNoBroker) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // now is for the progress bar.
@@ -115,8 +151,7 @@ func (c *produceCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer client.Close()
-	// Whether the topic is there is told before anything is read. One that the broker is to
-	// create with the first message is not there yet, and sending tells then.
+	// Whether the topic is there is told by the first message, with which the broker may create it.
 	producer, err := client.AsyncProducer()
 	if err != nil {
 		return err
@@ -127,21 +162,27 @@ func (c *produceCmd) Run(ctx context.Context, a *app) error {
 	t := &tally{fail: fail}
 	bar := a.startProgress(c.Quiet, in.size, t.now)
 	sent, readErr := c.send(work, producer, in, t)
-	// What was sent before a signal came is waited for, however it came.
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.graceAfter(ctx))
+	end, cancel := outlive(ctx, c.Grace)
 	defer cancel()
 	closeErr := producer.Shutdown(end)
 	bar.stop()
 	return c.conclude(ctx, a, t, conclusion{sent: sent, read: readErr, close: closeErr, took: time.Since(began)})
 }
 
-// graceAfter is how long results are waited for: the client's own bounds decide unless
-// somebody wants the program to end.
-func (c *produceCmd) graceAfter(ctx context.Context) time.Duration {
-	if ctx.Err() != nil {
-		return c.Grace
-	}
-	return 10 * time.Minute
+// outlive returns a context that ends so long after ctx. So what was sent before a signal
+// came is waited for, and the signal counts also when everything has been sent.
+func outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	end, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel()
+		case <-end.Done():
+		}
+	})
+	return end, func() { stop(); cancel() }
 }
 
 // send hands messages to the producer until there are no more, and returns how many.
@@ -149,14 +190,17 @@ func (c *produceCmd) send(ctx context.Context, producer *robust.AsyncProducer, i
 	var sent int64
 	for {
 		m, err := in.next(ctx)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, errInputEnd) {
 			return sent, nil
 		}
 		if err != nil {
 			return sent, err
 		}
 		m.Topic = c.Topic
-		if m.Partition = c.Partition; len(c.Header) > 0 {
+		if c.Partition.given {
+			m.Partition = c.Partition.number
+		}
+		if len(c.Header) > 0 {
 			if m.Headers == nil {
 				m.Headers = make(map[string]string, len(c.Header))
 			}
@@ -205,11 +249,14 @@ func (c *produceCmd) conclude(ctx context.Context, a *app, t *tally, end conclus
 	// What went wrong stands before the summary, which is the last line.
 	code := exitOK
 	switch {
-	case t.failed > 0:
+	case t.first != nil:
 		code = exitUndelivered
 		known, hint := explain(a, t.first)
 		if known != exitFailure {
 			code = known
+		}
+		if errors.Is(t.first, robust.ErrPartitionNotFound) && !c.Partition.given {
+			hint = "the line names the partition; -p any chooses by key instead"
 		}
 		fmt.Fprintf(a.stderr, "robust: %s: %s\n", t.where, errText(t.first))
 		if hint != "" {

@@ -90,7 +90,11 @@ func (in *input) put(i item) bool {
 	}
 }
 
-// next returns io.EOF behind the last message.
+// errInputEnd is an end as it should be, which nothing that is wrong with a line can be
+// taken for.
+var errInputEnd = errors.New("the end of the input")
+
+// next returns errInputEnd behind the last message.
 func (in *input) next(ctx context.Context) (*robust.Message, error) {
 	// A signal beats what has been read already.
 	if ctx.Err() != nil {
@@ -99,7 +103,7 @@ func (in *input) next(ctx context.Context) (*robust.Message, error) {
 	select {
 	case i, ok := <-in.ch:
 		if !ok {
-			return nil, io.EOF
+			return nil, errInputEnd
 		}
 		return i.m, i.err
 	case <-ctx.Done():
@@ -135,6 +139,9 @@ func (c *produceCmd) read(in *input, name string, r io.Reader) error {
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", where, err)
+		}
+		if c.Format == "json" && len(bytes.TrimSpace(line)) == 0 {
+			continue
 		}
 		m, err := c.message(line)
 		if err != nil {
@@ -185,7 +192,7 @@ func (c *produceCmd) message(line []byte) (*robust.Message, error) {
 // text stands there if it is valid UTF-8, else base64 under the other name.
 type messageJSON struct {
 	Topic       string            `json:"topic,omitempty"`
-	Partition   int32             `json:"partition"`
+	Partition   *int32            `json:"partition,omitempty"`
 	Offset      int64             `json:"offset"`
 	Timestamp   int64             `json:"timestamp"` // Unix milliseconds
 	Key         *string           `json:"key,omitempty"`
@@ -195,18 +202,29 @@ type messageJSON struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 }
 
-// messageOfJSON reads a line. A value that is not a string is sent as the JSON that it is.
+// messageOfJSON reads a line that is not empty. A value that is not a string is sent as the JSON that it is.
 func messageOfJSON(line []byte) (*robust.Message, error) {
 	var j messageJSON
+	if line = bytes.TrimSpace(line); line[0] != '{' {
+		return nil, fmt.Errorf("%q begins no object", line[:1])
+	}
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&j); err != nil {
 		return nil, err
 	}
-	if decoder.More() {
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the object")
 	}
+	if j.Key != nil && j.KeyBase64 != nil || j.Value != nil && j.ValueBase64 != nil {
+		return nil, errors.New("key and key_base64 exclude one another, and so do value and value_base64")
+	}
 	m := robust.NewMessage("", j.ValueBase64)
+	if j.Partition != nil {
+		if m.Partition = *j.Partition; m.Partition < 0 {
+			return nil, fmt.Errorf("partition %d is below 0", m.Partition)
+		}
+	}
 	m.Timestamp, m.Headers = j.Timestamp, j.Headers
 	if m.Key = j.KeyBase64; j.Key != nil {
 		m.Key = []byte(*j.Key)

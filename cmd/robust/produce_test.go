@@ -3,11 +3,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -173,4 +176,61 @@ func TestProduceSummaryJSON(t *testing.T) {
 	t.Parallel()
 	s := serve(t, "--topic", "one")
 	require.Contains(t, succeed(t, s.addr, "a\nb\n", "produce", "one", "-o", "json"), `"stored": 2`)
+}
+
+// TestJSONPartitions: a line says where it goes, unless the command line does.
+func TestJSONPartitions(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--topic", "three:3", "--topic", "copy:3", "--topic", "moved:3", "--topic", "one")
+	lines := "{\"partition\":2,\"value\":\"a\"}\n{\"partition\":0,\"value\":\"b\"}\n"
+	succeed(t, s.addr, lines, "produce", "three", "-f", "json")
+	read := func(topic string, p string) string {
+		return succeed(t, s.addr, "", "consume", topic, "-p", p, "--to", "end")
+	}
+	require.Equal(t, []string{"b\n", "", "a\n"}, []string{read("three", "0"), read("three", "1"), read("three", "2")})
+	printed := succeed(t, s.addr, "", "consume", "three", "--to", "end", "-o", "json")
+	succeed(t, s.addr, printed, "produce", "copy", "-f", "json")
+	require.Equal(t, []string{"b\n", "", "a\n"}, []string{read("copy", "0"), read("copy", "1"), read("copy", "2")})
+	succeed(t, s.addr, printed, "produce", "moved", "-f", "json", "-p", "1")
+	require.Len(t, read("moved", "1"), 4)
+
+	// A topic with fewer.
+	o := robustWith(t, s.addr, lines, "produce", "one", "-f", "json")
+	require.Equal(t, exitNotFound, o.code, o.stderr)
+	require.Contains(t, o.stderr, "standard input, line 1: ")
+	require.Contains(t, o.stderr, "-p any")
+	succeed(t, s.addr, lines, "produce", "one", "-f", "json", "-p", "any")
+	require.True(t, strings.HasSuffix(read("one", "0"), "a\nb\n"))
+}
+
+// TestJSONInput: an empty line, which is no end, and lines that are no message.
+func TestJSONInput(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--topic", "one", "--topic", "odd")
+	succeed(t, s.addr, "\n{\"value\":\"a <b> & c\"}\n \n{\"value\":\"d\"}\n\n", "produce", "one", "-f", "json")
+	require.Equal(t, "a <b> & c\nd\n", succeed(t, s.addr, "", "consume", "one", "--to", "end"))
+	require.Contains(t, succeed(t, s.addr, "", "consume", "one", "--to", "end", "-f", "json"), `"value":"a <b> & c"`)
+	for _, line := range []string{
+		`{"value":"a"}}`, `{"value":"a"} {}`, `{"value":"a"`, `null`, `[]`, `{"wrong":1}`, `{"partition":-1}`,
+		`{"key":"a","key_base64":"YQ=="}`, `{"value":"a","value_base64":"YQ=="}`,
+	} {
+		o := robustWith(t, s.addr, line+"\n", "produce", "odd", "-f", "json")
+		require.Equal(t, exitUsage, o.code, line)
+		require.Contains(t, o.stderr, "standard input, line 1: ", line)
+		require.Contains(t, o.lastLine(), "0 messages stored", line)
+	}
+}
+
+// TestOutlive: results are waited for as long as nobody wants the program to end.
+func TestOutlive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, interrupt := context.WithCancel(t.Context())
+		end, cancel := outlive(ctx, 10*time.Second)
+		defer cancel()
+		began := time.Now()
+		time.AfterFunc(time.Hour, interrupt)
+		<-end.Done()
+		require.Equal(t, time.Hour+10*time.Second, time.Since(began))
+	})
 }

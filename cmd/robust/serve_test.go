@@ -126,7 +126,7 @@ func TestTopics(t *testing.T) {
 	require.Regexp(t, `^topic orders, 2 partitions, 3 messages\nretention.hours = 5\n`, succeed(t, s.addr, "", "topic", "describe", "orders"))
 	var views []topicView
 	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "topic", "describe", "orders", "-o", "json")), &views))
-	require.EqualValues(t, 3, views[0].Partitions[1].Newest)
+	require.EqualValues(t, 3, *views[0].Partitions[1].Newest)
 	o = robustWith(t, s.addr, "", "topic", "delete", "orders", "none")
 	require.Equal(t, exitNotFound, o.code)
 	require.Contains(t, o.stdout, "deleted: orders")

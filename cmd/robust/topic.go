@@ -51,7 +51,7 @@ type topicListCmd struct{}
 type topicView struct {
 	Name       string            `json:"name"`
 	ID         string            `json:"id,omitempty"`
-	Messages   int64             `json:"messages"`
+	Messages   *int64            `json:"messages"` // nil from brokers that do not tell
 	Config     map[string]string `json:"config,omitempty"`
 	Partitions []partitionView   `json:"partitions"`
 }
@@ -59,8 +59,8 @@ type topicView struct {
 type partitionView struct {
 	ID     int32  `json:"id"`
 	Leader string `json:"leader"`
-	Oldest int64  `json:"oldest"` // offset of the oldest message that is kept
-	Newest int64  `json:"newest"` // the high-water mark
+	Oldest *int64 `json:"oldest"` // offset of the oldest message that is kept; nil likewise
+	Newest *int64 `json:"newest"` // the high-water mark
 }
 
 // viewTopics finds what there is of these topics, or of all.
@@ -75,17 +75,32 @@ func viewTopics(ctx context.Context, admin *robust.AdminClient, names []string) 
 		if errors.Is(err, robust.ErrTopicNotFound) && len(names) == 0 {
 			continue // It was deleted a moment ago.
 		}
-		if err != nil {
+		told := !errors.Is(err, robust.ErrUnsupported)
+		if err != nil && told {
 			return nil, err
 		}
-		v := topicView{Name: t.Name, ID: t.ID, Config: t.Config}
-		for _, p := range t.Partitions {
-			v.Partitions = append(v.Partitions, partitionView{ID: p.ID, Leader: p.Leader, Oldest: oldest[p.ID], Newest: newest[p.ID]})
-			v.Messages += newest[p.ID] - oldest[p.ID]
-		}
-		views = append(views, v)
+		views = append(views, viewTopic(&t, told, oldest, newest))
 	}
 	return views, nil
+}
+
+// viewTopic puts together what is known; told says whether the offsets are.
+func viewTopic(t *robust.TopicMetadata, told bool, oldest, newest map[int32]int64) topicView {
+	v := topicView{Name: t.Name, ID: t.ID, Config: t.Config, Partitions: []partitionView{}}
+	var messages int64
+	for _, p := range t.Partitions {
+		view := partitionView{ID: p.ID, Leader: p.Leader}
+		if told {
+			from, to := oldest[p.ID], newest[p.ID]
+			view.Oldest, view.Newest = &from, &to
+			messages += to - from
+		}
+		v.Partitions = append(v.Partitions, view)
+	}
+	if told {
+		v.Messages = &messages
+	}
+	return v
 }
 
 // bounds are the offsets of the oldest messages of a topic, and the high-water marks.
@@ -118,7 +133,7 @@ func (c *topicListCmd) Run(ctx context.Context, a *app) error {
 			}
 			row(w, "TOPIC", "PARTITIONS", "MESSAGES")
 			for _, v := range views {
-				row(w, v.Name, len(v.Partitions), v.Messages)
+				row(w, v.Name, len(v.Partitions), orDash(v.Messages))
 			}
 		})
 	})
@@ -136,21 +151,34 @@ func (c *topicDescribeCmd) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		return a.show(views, func(w io.Writer) {
-			for i, v := range views {
+			for i := range views {
 				if i > 0 {
 					fmt.Fprintln(w)
 				}
-				fmt.Fprintf(w, "topic %s, %s, %s\n", v.Name, plural(len(v.Partitions), "partition"), plural(v.Messages, "message"))
-				for _, key := range slices.Sorted(maps.Keys(v.Config)) {
-					fmt.Fprintf(w, "%s = %s\n", key, v.Config[key])
-				}
-				row(w, "PARTITION", "OLDEST", "NEWEST", "MESSAGES", "LEADER")
-				for _, p := range v.Partitions {
-					row(w, p.ID, p.Oldest, p.Newest, p.Newest-p.Oldest, p.Leader)
-				}
+				views[i].write(w)
 			}
 		})
 	})
+}
+
+// write prints all about a topic for people.
+func (v *topicView) write(w io.Writer) {
+	messages := "how many messages the broker does not tell"
+	if v.Messages != nil {
+		messages = plural(*v.Messages, "message")
+	}
+	fmt.Fprintf(w, "topic %s, %s, %s\n", v.Name, plural(len(v.Partitions), "partition"), messages)
+	for _, key := range slices.Sorted(maps.Keys(v.Config)) {
+		fmt.Fprintf(w, "%s = %s\n", key, v.Config[key])
+	}
+	row(w, "PARTITION", "OLDEST", "NEWEST", "MESSAGES", "LEADER")
+	for _, p := range v.Partitions {
+		messages := "-"
+		if p.Oldest != nil {
+			messages = fmt.Sprint(*p.Newest - *p.Oldest)
+		}
+		row(w, p.ID, orDash(p.Oldest), orDash(p.Newest), messages, p.Leader)
+	}
 }
 
 type topicDeleteCmd struct {
