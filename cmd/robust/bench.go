@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,17 +24,20 @@ type benchCmd struct {
 
 // benchFlags are those of every measurement.
 type benchFlags struct {
-	Topic       string          `placeholder:"NAME" help:"Topic to use, which stays; without it one is made and deleted."`
+	Topic       string          `placeholder:"NAME" predictor:"topic" help:"Topic to use, which stays; without it one is made and deleted."`
 	Partitions  int32           `short:"p" default:"3" help:"Partitions of the topic that is made."`
-	Size        int             `short:"s" default:"100" help:"Bytes of a message."`
-	Number      int64           `short:"n" name:"number" default:"100000" help:"Messages."`
-	Compression compressionFlag `short:"z" default:"none" placeholder:"NAME" help:"none, gzip, snappy, lz4 or zstd."`
+	Size        int             `short:"s" default:"100" help:"Bytes of a message that is sent."`
+	Number      int64           `short:"n" name:"number" placeholder:"N" help:"Messages (default: 100000; those of 10 seconds for latency; all that there are for consume --topic)."`
+	Compression compressionFlag `short:"z" default:"none" placeholder:"NAME" predictor:"compression" help:"Of what is sent: none, gzip, snappy, lz4 or zstd."`
 	Acks        string          `enum:"stored,synced" default:"stored" help:"synced: a message counts as stored when it has reached the disk."`
 }
 
+// benchMessages is how many messages there are unless somebody says otherwise.
+const benchMessages = 100_000
+
 // Validate is kong's.
 func (f *benchFlags) Validate() error {
-	if f.Size < 8 || f.Number < 1 || f.Partitions < 1 {
+	if f.Size < 8 || f.Number < 0 || f.Partitions < 1 {
 		return errors.New("--size is 8 at least, --number and --partitions 1")
 	}
 	return nil
@@ -46,6 +52,7 @@ type measured struct {
 	Seconds  float64                 `json:"seconds"`
 	Rate     float64                 `json:"messages_per_second"`
 	Latency  *latencyView            `json:"latency,omitempty"`
+	Partial  bool                    `json:"interrupted,omitempty"`
 	hist     *hdrhistogram.Histogram // nil where there is none
 	mu       sync.Mutex              // guards hist while it is filled
 }
@@ -62,8 +69,24 @@ func (r *measured) note(d time.Duration) {
 	_ = r.hist.RecordValue(min(max(1, d.Microseconds()), r.hist.HighestTrackableValue()))
 }
 
+// soFar are the figures while messages are on their way.
+func (r *measured) soFar(done, total, bytes int64) figures {
+	f := figures{done: done, total: total, bytes: bytes}
+	if r.hist == nil {
+		return f
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.hist.TotalCount() > 0 {
+		f.latency, f.p50, f.p99 = true, r.hist.ValueAtQuantile(50), r.hist.ValueAtQuantile(99)
+	}
+	return f
+}
+
 // finish computes what follows from what was counted.
 func (r *measured) finish(messages, bytes int64, took time.Duration) *measured {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.Messages, r.Bytes, r.Seconds = messages, bytes, took.Seconds()
 	r.Rate = float64(messages) / max(took.Seconds(), 1e-9)
 	if r.hist != nil && r.hist.TotalCount() > 0 {
@@ -72,8 +95,9 @@ func (r *measured) finish(messages, bytes int64, took time.Duration) *measured {
 	return r
 }
 
-// with calls fn with a client and a topic, which is deleted if it was made for this.
-func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Client, topic string) (*measured, error)) (err error) {
+// with calls fn with a client and a topic, which is deleted if it was made for this. What
+// was measured until a signal came is shown, too.
+func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Client, topic string) (*measured, error)) error {
 	acks := robust.AcksStored
 	if f.Acks == "synced" {
 		acks = robust.AcksSynced
@@ -93,14 +117,21 @@ func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Cl
 			// Also when a signal has come.
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.timeout)
 			defer cancel()
-			err = errors.Join(err, client.Admin().DeleteTopic(end, topic))
+			if err := client.Admin().DeleteTopic(end, topic); err != nil {
+				fmt.Fprintf(a.stderr, "robust: topic %s is left behind: %s\n", topic, errText(err))
+			}
 		}()
 	}
 	r, err := fn(client, topic)
-	if err != nil {
+	if ctx.Err() != nil {
+		err = &exitError{code: exitInterrupted}
+		fmt.Fprintln(a.stderr, "interrupted")
+	}
+	if r == nil || r.Messages == 0 {
 		return err
 	}
-	return a.show(r, r.write)
+	r.Partial = err != nil
+	return errors.Join(err, a.show(r, func(w io.Writer) { r.write(w, newPainter(a.stdout)) }))
 }
 
 type benchProduceCmd struct{ benchFlags }
@@ -112,22 +143,26 @@ func (c *benchProduceCmd) Run(ctx context.Context, a *app) error {
 	})
 }
 
-// produce sends all messages and waits for their results.
+// benchPatience is how long results are waited for when a measurement ends early.
+const benchPatience = 2 * time.Second
+
+// produce sends all messages and waits for their results. What comes with an error was
+// measured until then.
 func (f *benchFlags) produce(ctx context.Context, a *app, client *robust.Client, topic string) (*measured, error) {
 	producer, err := client.AsyncProducer()
 	if err != nil {
 		return nil, err
 	}
-	defer producer.Close()
+	number := cmp.Or(f.Number, benchMessages)
 	r := newMeasured("produce", topic)
 	var stored atomic.Int64
 	work, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	bar := a.startProgress(false, f.Number*int64(f.Size), func() (int64, int64) { return stored.Load(), stored.Load() * int64(f.Size) })
-	defer bar.stop()
+	live := a.startLive(r.Name, func() figures { return r.soFar(stored.Load(), number, stored.Load()*int64(f.Size)) })
+	defer live.stop()
 	value := randomBytes(f.Size)
 	began := time.Now()
-	for range f.Number {
+	for range number {
 		sent := time.Now()
 		err := producer.SendFunc(work, robust.NewMessage(topic, value), func(_ *robust.Message, _ robust.Receipt, err error) {
 			if err != nil {
@@ -138,17 +173,18 @@ func (f *benchFlags) produce(ctx context.Context, a *app, client *robust.Client,
 			stored.Add(1)
 		})
 		if err != nil {
-			return nil, context.Cause(work)
+			break // work has ended.
 		}
 	}
-	if err := producer.Flush(work); err != nil {
-		return nil, err
+	err = producer.Flush(work)
+	n, took := stored.Load(), time.Since(began)
+	if cause := context.Cause(work); cause != nil {
+		err = cause
 	}
-	took := time.Since(began)
-	if err := context.Cause(work); err != nil {
-		return nil, err
-	}
-	return r.finish(f.Number, f.Number*int64(f.Size), took), nil
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
+	defer cancel()
+	closed := producer.Shutdown(end)
+	return r.finish(n, n*int64(f.Size), took), cmp.Or(err, closed)
 }
 
 // randomBytes do not compress.
@@ -172,16 +208,25 @@ func (c *benchConsumeCmd) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return nil, err
 		}
-		return c.consume(ctx, client, topic, oldest, newest)
+		return c.consume(ctx, a, client, topic, oldest, newest)
 	})
 }
 
 // consume reads all partitions side by side.
-func (c *benchConsumeCmd) consume(ctx context.Context, client *robust.Client, topic string, oldest, newest map[int32]int64) (*measured, error) {
+func (c *benchConsumeCmd) consume(ctx context.Context, a *app, client *robust.Client, topic string, oldest, newest map[int32]int64) (*measured, error) {
 	r := &measured{Name: "consume", Topic: topic}
+	var total int64
+	for p, end := range newest {
+		total += end - oldest[p]
+	}
+	if c.Number > 0 {
+		total = min(total, c.Number)
+	}
 	var messages, bytes atomic.Int64
-	work, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
+	work, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	live := a.startLive(r.Name, func() figures { return r.soFar(messages.Load(), total, bytes.Load()) })
+	defer live.stop()
 	began := time.Now()
 	var readers sync.WaitGroup
 	for p, end := range newest {
@@ -189,30 +234,42 @@ func (c *benchConsumeCmd) consume(ctx context.Context, client *robust.Client, to
 			continue
 		}
 		readers.Go(func() {
-			consumer, err := client.PartitionConsumer(topic, p)
-			if err != nil {
-				fail(err)
-				return
-			}
-			defer consumer.Close()
-			for m, err := range consumer.All(work) {
-				if err != nil {
-					fail(err)
-					return
-				}
-				messages.Add(1)
+			if err := c.readTo(work, client, topic, p, end, func(m *robust.Message) bool {
 				bytes.Add(int64(len(m.Key) + len(m.Value)))
-				if m.Offset+1 >= end {
-					return
-				}
+				return messages.Add(1) == total
+			}); err != nil {
+				stop(err)
 			}
 		})
 	}
 	readers.Wait()
-	if err := context.Cause(work); err != nil {
-		return nil, err
+	took := time.Since(began)
+	err := context.Cause(work)
+	if errors.Is(err, errEnough) {
+		err = nil
 	}
-	return r.finish(messages.Load(), bytes.Load(), time.Since(began)), nil
+	return r.finish(messages.Load(), bytes.Load(), took), err
+}
+
+// readTo reads a partition up to an offset; enough says which message is the last of all
+// that are wanted, and errEnough that it was there.
+func (c *benchConsumeCmd) readTo(ctx context.Context, client *robust.Client, topic string, p int32, end int64, enough func(m *robust.Message) bool) error {
+	consumer, err := client.PartitionConsumer(topic, p)
+	if err != nil {
+		return err
+	}
+	defer consumer.Close()
+	for m, err := range consumer.All(ctx) {
+		switch {
+		case err != nil:
+			return err
+		case enough(m):
+			return errEnough
+		case m.Offset+1 >= end:
+			return nil
+		}
+	}
+	return nil
 }
 
 type benchLatencyCmd struct {
@@ -247,7 +304,7 @@ func (c *benchLatencyCmd) measure(ctx context.Context, a *app, client *robust.Cl
 	if err != nil {
 		return nil, err
 	}
-	defer producer.Close()
+	number := cmp.Or(c.Number, 10*int64(c.Rate))
 	r := newMeasured("latency", topic)
 	work, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -258,7 +315,7 @@ func (c *benchLatencyCmd) measure(ctx context.Context, a *app, client *robust.Cl
 		readers.Go(func() {
 			if err := c.read(work, client, topic, p, from, func(due time.Duration) {
 				r.note(time.Since(base) - due)
-				if read.Add(1) == c.Number {
+				if read.Add(1) == number {
 					stop(errEnough)
 				}
 			}); err != nil {
@@ -266,15 +323,20 @@ func (c *benchLatencyCmd) measure(ctx context.Context, a *app, client *robust.Cl
 			}
 		})
 	}
-	bar := a.startProgress(false, c.Number*int64(c.Size), func() (int64, int64) { return read.Load(), read.Load() * int64(c.Size) })
-	defer bar.stop()
+	live := a.startLive(r.Name, func() figures { return r.soFar(read.Load(), number, read.Load()*int64(c.Size)) })
+	defer live.stop()
 	began := time.Now()
-	if err := c.pace(work, producer, topic, base, stop); err != nil {
+	if err := c.pace(work, producer, topic, base, number, stop); err != nil {
 		stop(err)
 	}
 	readers.Wait()
-	if err := context.Cause(work); !errors.Is(err, errEnough) {
-		return nil, err
+	n, took := read.Load(), time.Since(began)
+	err = context.Cause(work)
+	if errors.Is(err, errEnough) {
+		err = nil
 	}
-	return r.finish(read.Load(), read.Load()*int64(c.Size), time.Since(began)), nil
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
+	defer cancel()
+	closed := producer.Shutdown(end)
+	return r.finish(n, n*int64(c.Size), took), cmp.Or(err, closed)
 }

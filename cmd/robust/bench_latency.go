@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -15,11 +15,11 @@ import (
 )
 
 // pace sends each message when it is due, which stands in its first 8 bytes.
-func (c *benchLatencyCmd) pace(ctx context.Context, producer *robust.AsyncProducer, topic string, base time.Time, stop context.CancelCauseFunc) error {
+func (c *benchLatencyCmd) pace(ctx context.Context, producer *robust.AsyncProducer, topic string, base time.Time, number int64, stop context.CancelCauseFunc) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	began := time.Since(base)
-	for i := range c.Number {
+	for i := range number {
 		due := began + time.Duration(float64(i)/float64(c.Rate)*float64(time.Second))
 		if wait := due - time.Since(base); wait > 0 {
 			timer.Reset(wait)
@@ -82,7 +82,7 @@ func viewLatency(h *hdrhistogram.Histogram) *latencyView {
 }
 
 // write prints the result for people.
-func (r *measured) write(w io.Writer) {
+func (r *measured) write(w io.Writer, paint painter) {
 	fmt.Fprintf(w, "%s: %s in %v, %.0f messages/s, %s/s\n", r.Name, plural(r.Messages, "message"),
 		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate, bytesText(int64(float64(r.Bytes)/max(r.Seconds, 1e-9))))
 	if r.Latency == nil {
@@ -93,12 +93,13 @@ func (r *measured) write(w io.Writer) {
 	row(w, "MIN", "P50", "P90", "P99", "P99.9", "MAX")
 	row(w, micros(l.Min), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.P999), micros(l.Max))
 	fmt.Fprintln(w)
-	row(w, "UP TO", "MESSAGES")
-	writeBars(w, r.hist)
+	row(w, "UP TO", "MESSAGES", "SHARE")
+	writeBars(w, r.hist, paint)
 }
 
-// writeBars draws how many messages took how long, in steps of 1, 2, 5, 10 and so on.
-func writeBars(w io.Writer, h *hdrhistogram.Histogram) {
+// writeBars draws how many messages took how long, in steps of 1, 2, 5, 10 and so on, and
+// marks what took longer than 99 in 100.
+func writeBars(w io.Writer, h *hdrhistogram.Histogram, paint painter) {
 	var bounds, counts []int64
 	at, step := int64(1), 0
 	bound := func() int64 { return at * []int64{1, 2, 5}[step] }
@@ -116,14 +117,30 @@ func writeBars(w io.Writer, h *hdrhistogram.Histogram) {
 		}
 		counts[len(counts)-1] += bar.Count
 	}
-	most := int64(1)
-	for _, n := range counts {
-		most = max(most, n)
-	}
+	most, p99 := slices.Max(counts), h.ValueAtQuantile(99)
 	for i, n := range counts {
-		row(w, micros(bounds[i]), n, strings.Repeat("█", int((n*40+most-1)/most)))
+		style := paint.spark
+		if i > 0 && bounds[i-1] >= p99 {
+			style = paint.lag
+		}
+		share := fmt.Sprintf("%.2f %%", 100*float64(n)/float64(h.TotalCount()))
+		// A cell that is painted is wider for the columns than for the eye, so it is the last.
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", micros(bounds[i]), n, share, paint.text(style, barText(float64(n)/float64(most), 40)))
 	}
 }
 
-// micros is a latency for people.
-func micros(us int64) string { return (time.Duration(us) * time.Microsecond).String() }
+// micros is a latency for people, with three digits or so.
+func micros(us int64) string {
+	d := time.Duration(us) * time.Microsecond
+	switch {
+	case d >= 10*time.Second:
+		d = d.Round(100 * time.Millisecond)
+	case d >= time.Second:
+		d = d.Round(10 * time.Millisecond)
+	case d >= 10*time.Millisecond:
+		d = d.Round(100 * time.Microsecond)
+	case d >= time.Millisecond:
+		d = d.Round(10 * time.Microsecond)
+	}
+	return d.String()
+}

@@ -18,10 +18,15 @@ type configFile struct{ values map[string]any }
 // loadTOML is a kong.ConfigurationLoader.
 func loadTOML(r io.Reader) (kong.Resolver, error) { //nolint:ireturn // what kong asks for
 	var f configFile
-	if _, err := toml.NewDecoder(r).Decode(&f.values); err != nil {
+	if err := decodeTOML(r, &f.values); err != nil {
 		return nil, fmt.Errorf("the configuration file: %w", err)
 	}
 	return &f, nil
+}
+
+func decodeTOML(r io.Reader, into any) error {
+	_, err := toml.NewDecoder(r).Decode(into)
+	return err
 }
 
 // Validate refuses a name that no flag has: a value with a typing error would be as if it

@@ -14,12 +14,12 @@ import (
 
 type consumeCmd struct {
 	Topic        string   `arg:"" predictor:"topic" help:"Topic to read."`
-	Group        string   `short:"g" placeholder:"ID" help:"Read as a member of this consumer group, which remembers what was read."`
+	Group        string   `short:"g" placeholder:"ID" predictor:"group" help:"Read as a member of this consumer group, which remembers what was read."`
 	Partition    []int32  `short:"p" placeholder:"N" help:"Partitions to read (default: all)."`
-	From         position `default:"oldest" placeholder:"WHERE" help:"Where to begin: oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--from=-90m). A group begins there where it has nothing committed."`
+	From         position `default:"oldest" placeholder:"WHERE" predictor:"position" help:"Where to begin: oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--from=-90m). A group begins there where it has nothing committed."`
 	To           string   `enum:"follow,end" default:"follow" help:"end: stop at what is stored now; follow: wait for more."`
 	Number       int64    `short:"n" name:"number" placeholder:"N" help:"Stop after so many messages."`
-	Format       string   `short:"f" placeholder:"FORMAT" help:"value (a line, the default), keyed (key, separator, value), json (the default with -o json), raw (values and nothing else), or a text with %t topic, %p partition, %o offset, %T time in milliseconds, %d date, %k key, %v value, %h headers, %% a percent sign, \\n, \\t."`
+	Format       string   `short:"f" placeholder:"FORMAT" predictor:"format" help:"value (a line, the default), keyed (key, separator, value), json (the default with -o json), raw (values and nothing else), or a text with %t topic, %p partition, %o offset, %T time in milliseconds, %d date, %k key, %v value, %h headers, %% a percent sign, \\n, \\t."`
 	KeySeparator string   `short:"k" default:":" placeholder:"TEXT" help:"Between key and value with -f keyed."`
 	Quiet        bool     `short:"q" help:"Print no summary when a signal comes."`
 }
@@ -129,8 +129,7 @@ func (c *consumeCmd) consumePartitions(ctx context.Context, a *app, client *robu
 	}
 	for _, p := range partitions {
 		if at := c.From.offset; told && c.From.at.IsZero() && at >= 0 && (at < oldest[p] || at > newest[p]) {
-			return fmt.Errorf("partition %d of topic %s has the offsets %d to %d, not %d: %w",
-				p, c.Topic, oldest[p], newest[p], at, robust.ErrOffsetOutOfRange)
+			return outOfRange(c.Topic, p, oldest[p], newest[p], at)
 		}
 	}
 	work, stop := context.WithCancelCause(ctx)

@@ -112,6 +112,23 @@ func TestGroups(t *testing.T) {
 		"group readers will go on there in topic numbers, 6 messages behind\n",
 		succeed(t, s.addr, "", "group", "reset", "readers", "numbers", "--to", "4", "-p", "0"))
 	require.EqualValues(t, 6, lag())
+	require.Equal(t, "PARTITION  BEFORE  AFTER  LAG\n"+
+		"0          4       2      8\n"+
+		"1          5       2      3\n"+
+		"group readers would go on there in topic numbers, 11 messages behind\n"+
+		"nothing was changed\n",
+		succeed(t, s.addr, "", "group", "reset", "readers", "numbers", "--to", "2", "--dry-run"))
+	for _, to := range []string{"oldest", "newest", "-1h", "2999-01-01", "3", "99"} {
+		for _, p := range []string{"0", "7"} {
+			args := []string{"group", "reset", "readers", "numbers", "--to=" + to, "-p", p, "-o", "json"}
+			dry := robustWith(t, s.addr, "", append(args, "--dry-run")...)
+			require.EqualValues(t, 6, lag(), "nothing was changed")
+			real := robustWith(t, s.addr, "", args...)
+			require.Equal(t, real.code, dry.code, args)
+			require.Equal(t, real.stdout, dry.stdout, args)
+			succeed(t, s.addr, "", "group", "reset", "readers", "numbers", "--to", "4", "-p", "0")
+		}
+	}
 	require.Equal(t, "5\n6\n7\n8\n9\n10\n", succeed(t, s.addr, "", "consume", "numbers", "-g", "readers", "--to", "end"))
 	require.Zero(t, lag())
 	require.Regexp(t, `readers +Empty +0 +0\n`, succeed(t, s.addr, "", "group", "list"))
@@ -126,9 +143,16 @@ func TestGroups(t *testing.T) {
 	o := robustWith(t, s.addr, "", "group", "reset", "readers", "numbers", "--to", "oldest")
 	require.Equal(t, exitConflict, o.code)
 	require.Contains(t, o.stderr, "stop its members first")
+	o = robustWith(t, s.addr, "", "group", "reset", "readers", "numbers", "--to", "oldest", "--dry-run")
+	require.Equal(t, exitConflict, o.code)
+	require.Contains(t, o.stdout, "nothing was changed")
+	o = robustWith(t, s.addr, "", "group", "delete", "readers", "--dry-run")
+	require.Equal(t, exitConflict, o.code)
 	r.interrupt(t)
 	require.Zero(t, r.wait(t).code)
 
+	require.Equal(t, "would delete: group readers (2 committed offsets)\n", succeed(t, s.addr, "", "group", "delete", "readers", "--dry-run"))
+	require.Equal(t, exitNotFound, robustWith(t, s.addr, "", "group", "delete", "none", "--dry-run").code)
 	succeed(t, s.addr, "", "group", "delete", "readers")
 	require.Equal(t, exitNotFound, robustWith(t, s.addr, "", "group", "describe", "readers").code)
 	require.Contains(t, succeed(t, s.addr, "", "group", "list"), "there are no consumer groups")

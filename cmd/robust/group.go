@@ -166,8 +166,9 @@ func assignmentText(assignment map[string][]int32) string {
 type groupResetCmd struct {
 	ID        string   `arg:"" predictor:"group" help:"The group."`
 	Topic     string   `arg:"" predictor:"topic" help:"The topic."`
-	To        position `required:"" placeholder:"WHERE" help:"oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--to=-90m)."`
+	To        position `required:"" placeholder:"WHERE" predictor:"position" help:"oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--to=-90m)."`
 	Partition []int32  `short:"p" placeholder:"N" help:"Partitions to move (default: all)."`
+	DryRun    bool     `help:"Show from where to where, and change nothing."`
 }
 
 type resetRow struct {
@@ -184,7 +185,12 @@ func (c *groupResetCmd) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		after, err := admin.ResetOffsets(ctx, c.ID, c.Topic, c.To.resetTo(), c.Partition...)
+		var after map[int32]int64
+		if c.DryRun {
+			after, err = c.target(ctx, admin)
+		} else {
+			after, err = admin.ResetOffsets(ctx, c.ID, c.Topic, c.To.resetTo(), c.Partition...)
+		}
 		if err != nil {
 			return err
 		}
@@ -192,37 +198,104 @@ func (c *groupResetCmd) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		rows := make([]resetRow, 0, len(after))
-		var lag int64
-		for _, p := range slices.Sorted(maps.Keys(after)) {
-			r := resetRow{Partition: p, Before: -1, After: after[p], Lag: max(0, newest[p]-after[p])}
-			for _, o := range before.Offsets {
-				if o.Topic == c.Topic && o.Partition == p {
-					r.Before = o.Committed
-				}
-			}
-			rows = append(rows, r)
-			lag += r.Lag
+		if err := c.show(a, before, after, newest); err != nil {
+			return err
 		}
-		return a.show(rows, func(w io.Writer) {
-			row(w, "PARTITION", "BEFORE", "AFTER", "LAG")
-			for _, r := range rows {
-				committed := "-"
-				if r.Before >= 0 {
-					committed = fmt.Sprint(r.Before)
-				}
-				row(w, r.Partition, committed, r.After, r.Lag)
+		if c.DryRun && len(before.Members) > 0 {
+			return fmt.Errorf("group %s could not be moved: %w", c.ID, robust.ErrGroupNotEmpty)
+		}
+		return nil
+	})
+}
+
+// target is where the broker would move the group, or its error.
+func (c *groupResetCmd) target(ctx context.Context, admin *robust.AdminClient) (map[int32]int64, error) {
+	oldest, newest, err := bounds(ctx, admin, c.Topic)
+	if err != nil {
+		return nil, err
+	}
+	to := newest
+	switch {
+	case !c.To.at.IsZero():
+		to, err = admin.ListOffsets(ctx, c.Topic, c.To.at)
+	case c.To.offset == robust.OffsetOldest:
+		to = oldest
+	}
+	if err != nil {
+		return nil, err
+	}
+	partitions := c.Partition
+	if len(partitions) == 0 {
+		partitions = slices.Sorted(maps.Keys(newest))
+	}
+	after := make(map[int32]int64, len(partitions))
+	for _, p := range partitions {
+		end, ok := newest[p]
+		if !ok {
+			return nil, fmt.Errorf("partition %d of topic %s: %w", p, c.Topic, robust.ErrPartitionNotFound)
+		}
+		after[p] = to[p]
+		if at := c.To.offset; c.To.at.IsZero() && at >= 0 {
+			if after[p] = at; at < oldest[p] || at > end {
+				return nil, outOfRange(c.Topic, p, oldest[p], end, at)
 			}
-			fmt.Fprintf(w, "group %s will go on there in topic %s, %s behind\n", c.ID, c.Topic, plural(lag, "message"))
-		})
+		}
+	}
+	return after, nil
+}
+
+func (c *groupResetCmd) show(a *app, before *robust.GroupDescription, after, newest map[int32]int64) error {
+	rows := make([]resetRow, 0, len(after))
+	var lag int64
+	for _, p := range slices.Sorted(maps.Keys(after)) {
+		r := resetRow{Partition: p, Before: -1, After: after[p], Lag: max(0, newest[p]-after[p])}
+		for _, o := range before.Offsets {
+			if o.Topic == c.Topic && o.Partition == p {
+				r.Before = o.Committed
+			}
+		}
+		rows = append(rows, r)
+		lag += r.Lag
+	}
+	return a.show(rows, func(w io.Writer) {
+		row(w, "PARTITION", "BEFORE", "AFTER", "LAG")
+		for _, r := range rows {
+			committed := "-"
+			if r.Before >= 0 {
+				committed = fmt.Sprint(r.Before)
+			}
+			row(w, r.Partition, committed, r.After, r.Lag)
+		}
+		would := "will"
+		if c.DryRun {
+			would = "would"
+		}
+		fmt.Fprintf(w, "group %s %s go on there in topic %s, %s behind\n", printable(c.ID), would, c.Topic, plural(lag, "message"))
+		if c.DryRun {
+			fmt.Fprintln(w, "nothing was changed")
+		}
 	})
 }
 
 type groupDeleteCmd struct {
-	IDs []string `arg:"" name:"id" predictor:"group" help:"The groups."`
+	IDs    []string `arg:"" name:"id" predictor:"group" help:"The groups."`
+	DryRun bool     `help:"Show what would go, and delete nothing."`
 }
 
 // Run deletes groups, all that it can.
 func (c *groupDeleteCmd) Run(ctx context.Context, a *app) error {
-	return a.deleteAll(ctx, "group", c.IDs, (*robust.AdminClient).DeleteGroup)
+	d := deletion{kind: "group", dry: c.DryRun, one: (*robust.AdminClient).DeleteGroup, look: lookAtGroup}
+	return d.run(ctx, a, c.IDs)
+}
+
+// lookAtGroup says what goes with a group, or why it would not.
+func lookAtGroup(ctx context.Context, admin *robust.AdminClient, id string) (string, error) {
+	d, err := admin.DescribeGroup(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	if len(d.Members) > 0 {
+		return "", robust.ErrGroupNotEmpty
+	}
+	return plural(len(d.Offsets), "committed offset"), nil
 }

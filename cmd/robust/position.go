@@ -51,6 +51,11 @@ func (p *position) UnmarshalText(raw []byte) error {
 	return fmt.Errorf("%q is none of %s", text, positionHelp)
 }
 
+func outOfRange(topic string, partition int32, oldest, newest, at int64) error {
+	return fmt.Errorf("partition %d of topic %s has the offsets %d to %d, not %d: %w",
+		partition, topic, oldest, newest, at, robust.ErrOffsetOutOfRange)
+}
+
 func (p position) consumerOption() robust.ConsumerOption {
 	if !p.at.IsZero() {
 		return robust.WithStartTime(p.at)

@@ -19,7 +19,7 @@ type produceCmd struct {
 	KeySeparator string            `short:"k" placeholder:"TEXT" help:"The key stands before this in a line, the value behind it; a line without it has no key."`
 	Header       map[string]string `short:"H" mapsep:"none" placeholder:"NAME=VALUE" help:"Header of every message; may be given more than once."`
 	Partition    partitionFlag     `short:"p" placeholder:"N|any" help:"Partition for every message; any: by key, whatever lines of JSON say (default: what a line says, else by key)."`
-	Compression  compressionFlag   `short:"z" default:"none" placeholder:"NAME" help:"none, gzip, snappy, lz4 or zstd."`
+	Compression  compressionFlag   `short:"z" default:"none" placeholder:"NAME" predictor:"compression" help:"none, gzip, snappy, lz4 or zstd."`
 	Acks         string            `enum:"stored,synced" default:"stored" help:"synced: a message counts as stored when it has reached the disk."`
 	MaxLine      int               `default:"16777216" placeholder:"BYTES" help:"Longest line that is read."`
 	Grace        time.Duration     `default:"10s" help:"How long to wait for the results of what was sent when a signal comes."`

@@ -127,9 +127,12 @@ func TestTopics(t *testing.T) {
 	var views []topicView
 	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "topic", "describe", "orders", "-o", "json")), &views))
 	require.EqualValues(t, 3, *views[0].Partitions[1].Newest)
+	o = robustWith(t, s.addr, "", "topic", "delete", "orders", "none", "--dry-run")
+	require.Equal(t, exitNotFound, o.code)
+	require.Equal(t, "would delete: topic orders (2 partitions, 3 messages)\n", o.stdout)
 	o = robustWith(t, s.addr, "", "topic", "delete", "orders", "none")
 	require.Equal(t, exitNotFound, o.code)
-	require.Contains(t, o.stdout, "deleted: orders")
+	require.Contains(t, o.stdout, "deleted: topic orders\n")
 	require.Contains(t, o.stderr, "topic none")
 }
 
@@ -201,43 +204,6 @@ func TestConfigFile(t *testing.T) {
 	require.Equal(t, exitUsage, o.code)
 	require.Contains(t, o.stderr, "serve.wrong, which is no flag")
 	require.Equal(t, exitUsage, robustWith(t, "", "", "topic", "list", "--config", writeFile(t, "=")).code)
-}
-
-func TestCompletion(t *testing.T) {
-	t.Parallel()
-	s := serve(t, "--topic", "orders", "--topic", "payments")
-	complete := func(line string) []string {
-		cmd := command(t, s.addr)
-		cmd.Env = append(cmd.Env, "COMP_LINE="+line)
-		out, err := cmd.Output()
-		require.NoError(t, err)
-		return strings.Fields(string(out))
-	}
-	require.Equal(t, []string{"topic"}, complete("robust top"))
-	require.ElementsMatch(t, []string{"create", "list", "describe", "delete"}, complete("robust topic "))
-	require.Contains(t, complete("robust serve --"), "--retention")
-	require.Equal(t, []string{"payments"}, complete("robust consume p"))
-	for _, shell := range []string{"bash", "zsh", "fish"} {
-		require.Contains(t, succeed(t, "", "", "completion", shell), "complete -")
-	}
-}
-
-func TestBench(t *testing.T) {
-	t.Parallel()
-	s := serve(t)
-	for _, args := range [][]string{{"produce"}, {"consume"}, {"latency", "--rate", "5000"}} {
-		out := succeed(t, s.addr, "", append([]string{"bench"}, append(args, "-n", "500")...)...)
-		require.Contains(t, out, args[0]+": 500 messages in ")
-		if args[0] != "consume" {
-			require.Contains(t, out, "P99.9")
-			require.Contains(t, out, "█")
-		}
-	}
-	require.Contains(t, succeed(t, s.addr, "", "topic", "list"), "there are no topics", "what was made was not deleted")
-	var r measured
-	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "bench", "produce", "-n", "10", "-o", "json")), &r))
-	require.EqualValues(t, 10, r.Messages)
-	require.NotZero(t, r.Latency.P50)
 }
 
 // TestReadmeExitCodes: the page lists the codes that there are.

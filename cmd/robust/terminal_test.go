@@ -128,3 +128,19 @@ func TestLogOnTerminal(t *testing.T) {
 	term.until("the broker has ended")
 	require.NoError(t, cmd.Wait())
 }
+
+// TestBenchOnTerminal: figures while it runs, and what was measured until Ctrl-C.
+func TestBenchOnTerminal(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	cmd := command(t, s.addr, "bench", "latency", "--rate", "500", "-n", "1000000")
+	e := onScreen(t, cmd)
+	shown := e.until(" p99 ")
+	require.Regexp(t, `latency ▏ +0 %  .* msg/s .*/s  p50 \S+  p99 \S+`, shown)
+	e.press("\x03")
+	require.Equal(t, exitInterrupted, exitCode(t, cmd.Wait()))
+	shown = e.until("█")
+	require.Regexp(t, `(?s)^[^\n]*interrupted *\nlatency: \d+ messages in .*P99\.9.*UP TO +MESSAGES +SHARE`, shown)
+	require.NotContains(t, shown, " p99 ", "the figures are gone")
+	require.Contains(t, succeed(t, s.addr, "", "topic", "list"), "there are no topics")
+}

@@ -3,95 +3,13 @@
 package main
 
 import (
-	"io"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/charmbracelet/x/vt"
-	"github.com/creack/pty"
 	"github.com/stretchr/testify/require"
 )
-
-// screen is a terminal of which the test sees what somebody in front of it would.
-type screen struct {
-	t    *testing.T
-	ptmx *os.File
-	vt   *vt.Emulator
-	raw  strings.Builder
-}
-
-// onScreen starts the program with a terminal of its own for all that it reads and writes.
-func onScreen(t *testing.T, cmd *exec.Cmd) *screen {
-	t.Helper()
-	ptmx, tty, err := pty.Open()
-	require.NoError(t, err)
-	t.Cleanup(func() { ptmx.Close(); tty.Close() })
-	s := &screen{t: t, ptmx: ptmx, vt: vt.NewEmulator(100, 24)}
-	require.NoError(t, pty.Setsize(ptmx, &pty.Winsize{Rows: 24, Cols: 100}))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-	// A resized terminal tells who has it as theirs.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	require.NoError(t, cmd.Start())
-	// What a terminal answers to questions goes to the program.
-	answered := make(chan struct{})
-	go func() {
-		defer close(answered)
-		buf := make([]byte, 256)
-		for {
-			n, err := s.vt.Read(buf)
-			if err != nil {
-				return
-			}
-			if _, err := ptmx.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		answers, ok := s.vt.InputPipe().(io.Closer)
-		require.True(t, ok)
-		require.NoError(t, answers.Close())
-		<-answered
-	})
-	return s
-}
-
-// until waits until the screen shows this.
-func (s *screen) until(text string) string {
-	s.t.Helper()
-	return s.untilThat(text, func(shown string) bool { return strings.Contains(shown, text) })
-}
-
-func (s *screen) untilThat(what string, ok func(shown string) bool) string {
-	s.t.Helper()
-	buf := make([]byte, 4096)
-	for {
-		if shown := s.vt.String(); ok(shown) {
-			return shown
-		}
-		require.NoError(s.t, s.ptmx.SetReadDeadline(time.Now().Add(patience)))
-		n, err := s.ptmx.Read(buf)
-		s.raw.Write(buf[:n])
-		_, _ = s.vt.Write(buf[:n])
-		require.NoError(s.t, err, "%s\n%s", what, s.vt.String())
-	}
-}
-
-func (s *screen) press(keys string) {
-	s.t.Helper()
-	_, err := s.ptmx.WriteString(keys)
-	require.NoError(s.t, err)
-}
-
-func (s *screen) resize(width, height int) {
-	s.t.Helper()
-	s.vt.Resize(width, height)
-	require.NoError(s.t, pty.Setsize(s.ptmx, &pty.Winsize{Rows: uint16(height), Cols: uint16(width)}))
-}
 
 // TestTopOnTerminal: the live view of a real broker, which goes away and comes back.
 func TestTopOnTerminal(t *testing.T) {
@@ -106,8 +24,8 @@ func TestTopOnTerminal(t *testing.T) {
 	shown := e.until("billing ")
 	require.Contains(t, shown, "robust top  "+s.addr+"  1 broker · 2 topics · 1 group")
 	require.Regexp(t, `orders +2 +500 `, shown)
-	require.True(t, e.vt.IsAltScreen())
-	require.Contains(t, e.raw.String(), "38;2;", "there are colours")
+	require.True(t, e.isAltScreen())
+	require.Contains(t, e.printed(), "38;2;", "there are colours")
 
 	succeed(t, s.addr, numbers(34), "produce", "orders")
 	e.until(" 534 ")
@@ -139,9 +57,9 @@ func TestTopOnTerminal(t *testing.T) {
 	require.NotContains(t, shown, "no answer")
 
 	e.press("q")
-	e.untilThat("the shell's screen", func(string) bool { return !e.vt.IsAltScreen() })
+	e.untilThat("the shell's screen", func(string) bool { return !e.isAltScreen() })
 	require.NoError(t, cmd.Wait())
-	require.NotContains(t, e.vt.String(), "orders", "nothing is left behind")
+	require.NotContains(t, e.shown(), "orders", "nothing is left behind")
 }
 
 // TestTopEnds: Ctrl-C, which a terminal sends as a key, and a signal. Without colours where
@@ -158,9 +76,9 @@ func TestTopEnds(t *testing.T) {
 		e := onScreen(t, cmd)
 		e.until("orders")
 		end(e, cmd)
-		e.untilThat("the shell's screen", func(string) bool { return !e.vt.IsAltScreen() })
+		e.untilThat("the shell's screen", func(string) bool { return !e.isAltScreen() })
 		require.NoError(t, cmd.Wait(), name)
 		require.False(t, e.vt.CursorHidden(), name)
-		require.NotRegexp(t, "\x1b\\[([0-9;]*;)?([349][0-7]|10[0-7]|38)[;m]", e.raw.String(), name)
+		require.NotRegexp(t, "\x1b\\[([0-9;]*;)?([349][0-7]|10[0-7]|38)[;m]", e.printed(), name)
 	}
 }

@@ -27,10 +27,10 @@ func newTopStyles() topStyles {
 		warn:     color("3"),
 		dim:      lipgloss.NewStyle().Faint(true), // There is no grey that is readable everywhere.
 		number:   lipgloss.NewStyle().Bold(true),
-		spark:    color("#2DD4BF"),
+		spark:    color("6"),
 		lag:      color("3"),
 		header:   lipgloss.NewStyle().Faint(true),
-		headerOn: color("#2DD4BF").Bold(true),
+		headerOn: color("6").Bold(true),
 		selected: lipgloss.NewStyle().Reverse(true),
 		rows:     []lipgloss.Style{color("#818CF8"), color("#60A5FA"), color("#38BDF8"), color("#2DD4BF")},
 	}

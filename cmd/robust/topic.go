@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/aminofox/robust-go-sdk"
@@ -161,13 +160,18 @@ func (c *topicDescribeCmd) Run(ctx context.Context, a *app) error {
 	})
 }
 
-// write prints all about a topic for people.
-func (v *topicView) write(w io.Writer) {
+// sizeText says how much there is of a topic.
+func (v *topicView) sizeText() string {
 	messages := "how many messages the broker does not tell"
 	if v.Messages != nil {
 		messages = plural(*v.Messages, "message")
 	}
-	fmt.Fprintf(w, "topic %s, %s, %s\n", v.Name, plural(len(v.Partitions), "partition"), messages)
+	return plural(len(v.Partitions), "partition") + ", " + messages
+}
+
+// write prints all about a topic for people.
+func (v *topicView) write(w io.Writer) {
+	fmt.Fprintf(w, "topic %s, %s\n", v.Name, v.sizeText())
 	for _, key := range slices.Sorted(maps.Keys(v.Config)) {
 		fmt.Fprintf(w, "%s = %s\n", key, v.Config[key])
 	}
@@ -182,32 +186,21 @@ func (v *topicView) write(w io.Writer) {
 }
 
 type topicDeleteCmd struct {
-	Names []string `arg:"" predictor:"topic" help:"Names of topics."`
+	Names  []string `arg:"" predictor:"topic" help:"Names of topics."`
+	DryRun bool     `help:"Show what would go, and delete nothing."`
 }
 
 // Run deletes topics, all that it can.
 func (c *topicDeleteCmd) Run(ctx context.Context, a *app) error {
-	return a.deleteAll(ctx, "topic", c.Names, (*robust.AdminClient).DeleteTopic)
+	d := deletion{kind: "topic", dry: c.DryRun, one: (*robust.AdminClient).DeleteTopic, look: lookAtTopic}
+	return d.run(ctx, a, c.Names)
 }
 
-// deleteAll deletes what is named, all that it can.
-func (a *app) deleteAll(ctx context.Context, kind string, names []string, one func(*robust.AdminClient, context.Context, string) error) error {
-	return a.withAdmin(ctx, func(ctx context.Context, admin *robust.AdminClient) error {
-		var deleted []string
-		var failed []error
-		for _, name := range names {
-			if err := one(admin, ctx, name); err != nil {
-				failed = append(failed, aboutOne(kind, name, err))
-				continue
-			}
-			deleted = append(deleted, name)
-		}
-		var err error
-		if len(deleted) > 0 {
-			err = a.show(map[string]any{"deleted": deleted}, func(w io.Writer) {
-				fmt.Fprintf(w, "deleted: %s\n", strings.Join(deleted, ", "))
-			})
-		}
-		return errors.Join(append(failed, err)...)
-	})
+// lookAtTopic says what goes with a topic.
+func lookAtTopic(ctx context.Context, admin *robust.AdminClient, name string) (string, error) {
+	views, err := viewTopics(ctx, admin, []string{name})
+	if err != nil {
+		return "", err
+	}
+	return views[0].sizeText(), nil
 }
