@@ -17,8 +17,6 @@ import (
 // no connections. docs/metrics.md has the names.
 type topServer struct {
 	Connections float64
-	Received    float64 // bytes from clients, so far
-	Sent        float64
 	Stored      float64 // bytes of batches, so far
 	LogBytes    float64
 }
@@ -62,16 +60,19 @@ func (p *metricsPage) read(ctx context.Context) (*topServer, error) {
 	return parseMetrics(io.LimitReader(response.Body, maxMetricsPage))
 }
 
+// series are the names of what is wanted, and where it goes.
+func (s *topServer) series() map[string]*float64 {
+	return map[string]*float64{
+		"robust_broker_open_connections":   &s.Connections,
+		"robust_broker_stored_bytes_total": &s.Stored,
+		"robust_broker_log_bytes":          &s.LogBytes,
+	}
+}
+
 // parseMetrics finds what is of interest: series without labels, a line each.
 func parseMetrics(r io.Reader) (*topServer, error) {
 	var s topServer
-	wanted := map[string]*float64{
-		"robust_broker_connections":          &s.Connections,
-		"robust_broker_received_bytes_total": &s.Received,
-		"robust_broker_sent_bytes_total":     &s.Sent,
-		"robust_broker_stored_bytes_total":   &s.Stored,
-		"robust_broker_log_bytes":            &s.LogBytes,
-	}
+	wanted := s.series()
 	found := 0
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)

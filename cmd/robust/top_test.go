@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -324,7 +325,12 @@ func TestTopMissing(t *testing.T) {
 
 func TestTopMetrics(t *testing.T) {
 	t.Parallel()
-	answer := "# HELP robust_broker_connections open now\nrobust_broker_connections 7\nrobust_broker_stored_bytes_total 3e6\n" +
+	page, err := os.ReadFile("../../docs/metrics.md")
+	require.NoError(t, err)
+	for name := range new(topServer).series() {
+		require.Contains(t, string(page), "`"+name+"`", "what docs/metrics.md does not have, no server shows")
+	}
+	answer := "# HELP robust_broker_open_connections open now\nrobust_broker_open_connections 7\nrobust_broker_stored_bytes_total 3e6\n" +
 		"robust_broker_log_bytes 1.048576e+06\nrobust_broker_topic_log_bytes{topic=\"orders\"} 9\n"
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/metrics" {
@@ -334,17 +340,17 @@ func TestTopMetrics(t *testing.T) {
 		fmt.Fprint(w, answer)
 	}))
 	defer server.Close()
-	page, err := newMetricsPage(strings.TrimPrefix(server.URL, "http://"))
+	metrics, err := newMetricsPage(strings.TrimPrefix(server.URL, "http://"))
 	require.NoError(t, err)
-	got, err := page.read(t.Context())
+	got, err := metrics.read(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, &topServer{Connections: 7, Stored: 3e6, LogBytes: 1 << 20}, got)
-	page.url = server.URL + "/none"
-	_, err = page.read(t.Context())
+	metrics.url = server.URL + "/none"
+	_, err = metrics.read(t.Context())
 	require.ErrorContains(t, err, "404")
 	answer = "go_goroutines 7\n"
-	page.url = server.URL + "/metrics"
-	_, err = page.read(t.Context())
+	metrics.url = server.URL + "/metrics"
+	_, err = metrics.read(t.Context())
 	require.ErrorContains(t, err, "none of a broker's")
 
 	m := topScreen(t, 140, 24)
