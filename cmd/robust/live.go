@@ -80,7 +80,8 @@ func (l *liveLine) run(f *os.File, now func() figures) {
 				width = 80
 			}
 			l.take(now(), at)
-			_, _ = f.WriteString("\r" + l.text(width-1) + "\x1b[K")
+			// A terminal prints ^C, which must not go on in the next line.
+			_, _ = f.WriteString("\r" + l.text(width-len("^C")-1) + "\x1b[K")
 		}
 	}
 }
