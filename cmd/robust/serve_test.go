@@ -213,7 +213,7 @@ func TestCompletion(t *testing.T) {
 		require.NoError(t, err)
 		return strings.Fields(string(out))
 	}
-	require.Equal(t, []string{"topic"}, complete("robust top"))
+	require.Equal(t, []string{"topic"}, complete("robust topi"))
 	require.ElementsMatch(t, []string{"create", "list", "describe", "delete"}, complete("robust topic "))
 	require.Contains(t, complete("robust serve --"), "--retention")
 	require.Equal(t, []string{"payments"}, complete("robust consume p"))
