@@ -23,8 +23,8 @@ LABEL org.opencontainers.image.title="robust" \
 COPY --from=build /src/cmd/robust/image/bin/robust /usr/bin/robust
 COPY --from=build --chown=65532:65532 /src/cmd/robust/image/var /var
 USER 65532:65532
-# Settings of robust serve; robust serve --help names all of them. Port 8687 has /healthz and
-# /readyz.
+# Settings of robust serve; robust serve --help names all of them. Port 8687 has /metrics,
+# /healthz and /readyz.
 ENV ROBUST_ADDR=:8686 \
     ROBUST_HTTP=:8687 \
     ROBUST_DATA=/var/lib/robust \

@@ -62,14 +62,18 @@ lint: ## run golangci-lint as .golangci.yml says, in every module
 		(cd $$dir && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); \
 	done
 
-# A nested module requires no version of the root: its go.work has the one beside it. The
-# go command does not look there when it tidies.
+# What modules of the tree need of others: the root, and those that another names in its go.work.
+NEEDED := . robustprom
+path_of = $(patsubst %/.,%,$(MODULE)/$(1))
+
+# A nested module requires no version of the root, nor of another: its go.work has those beside
+# it. The go command does not look there when it tidies.
 tidy: ## tidy every go.mod
 	@set -e; for dir in $(MODULES); do \
 		cd $(CURDIR)/$$dir; \
-		[ $$dir = . ] || $(GO) mod edit -replace=$(MODULE)=$(CURDIR); \
+		[ $$dir = . ] || $(GO) mod edit $(foreach m,$(NEEDED),-replace=$(call path_of,$m)=$(CURDIR)/$m); \
 		GOWORK=off $(GO) mod tidy || failed=1; \
-		[ $$dir = . ] || $(GO) mod edit -dropreplace=$(MODULE) -droprequire=$(MODULE); \
+		[ $$dir = . ] || $(GO) mod edit $(foreach m,$(NEEDED),-dropreplace=$(call path_of,$m) -droprequire=$(call path_of,$m)); \
 		[ -z "$$failed" ]; \
 	done
 

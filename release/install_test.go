@@ -94,6 +94,7 @@ func TestPrepare(t *testing.T) {
 	}
 	require.True(t, done["cmd/robust"])
 	require.True(t, done["robustotel"])
+	require.True(t, done["robustprom"])
 	for _, m := range modules[1:] {
 		require.Equal(t, m.dir+"/"+version, m.tag(version))
 	}

@@ -26,7 +26,7 @@ type serveCmd struct {
 	NodeID         string        `env:"ROBUST_NODE_ID" placeholder:"ID" help:"The broker's ID in metadata; a new one if it has none yet (${env})."`
 	MaxConnections int           `default:"10000" env:"ROBUST_MAX_CONNECTIONS" help:"Connections at a time (${env})."`
 	MaxFrame       int           `default:"16777216" env:"ROBUST_MAX_FRAME" help:"Bytes of the largest frame (${env})."`
-	HTTP           string        `name:"http" env:"ROBUST_HTTP" placeholder:"HOST:PORT" help:"Address for /healthz and /readyz (${env})."`
+	HTTP           string        `name:"http" env:"ROBUST_HTTP" placeholder:"HOST:PORT" help:"Address for /metrics, /healthz and /readyz (${env})."`
 	Pprof          bool          `env:"ROBUST_PPROF" help:"Serve /debug/pprof/ there, too (${env})."`
 	LogLevel       slog.Level    `default:"info" env:"ROBUST_LOG_LEVEL" help:"debug, info, warn or error (${env})."`
 	LogFormat      string        `default:"auto" enum:"auto,text,json" env:"ROBUST_LOG_FORMAT" help:"text, json, or auto: text on a terminal (${env})."`

@@ -11,7 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"github.com/aminofox/robust-go-sdk"
+	"github.com/aminofox/robust-go-sdk/robustprom"
 )
 
 // webServer tells whoever watches over the process how it is.
@@ -41,6 +46,7 @@ func (c *serveCmd) serveHTTP(ctx context.Context, broker *robust.Broker, logger 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, http.StatusOK, "ok") })
 	mux.HandleFunc("GET /readyz", w.readyz)
+	mux.Handle("GET /metrics", metricsHandler(broker, logger))
 	if c.Pprof {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -56,6 +62,22 @@ func (c *serveCmd) serveHTTP(ctx context.Context, broker *robust.Broker, logger 
 		}
 	}()
 	return w, nil
+}
+
+// metricsHandler tells Prometheus of the broker, of its process and of Go's runtime.
+func metricsHandler(broker *robust.Broker, logger *slog.Logger) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		robustprom.NewBrokerCollector(broker),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector(),
+	)
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		Registry:          registry,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		EnableOpenMetrics: true,
+	})
 }
 
 // readyz asks the broker something, as a client would.
