@@ -36,6 +36,7 @@ var conditions = []struct { //nolint:gochecknoglobals // a table, never written
 	{robust.ErrUnavailable, "UNAVAILABLE"},
 	{robust.ErrInvalidRequest, "INVALID_REQUEST"},
 	{robust.ErrDataDirInUse, "DATA_DIR_IN_USE"},
+	{robust.ErrMetricsFileInUse, "METRICS_FILE_IN_USE"},
 	{robust.ErrClosed, "CLOSED"},
 	{robust.ErrNoBroker, "NO_BROKER"},
 	{context.DeadlineExceeded, "TIMEOUT"},
