@@ -69,7 +69,7 @@ type attachedConn interface {
 
 // detached is how many connections of the process are. They may be half as many as there
 // are processors, which others need as well.
-var detached atomic.Int32
+var detached atomic.Int32 //nolint:gochecknoglobals // the processors are the process's
 
 // promptOf makes a connection a promptConn, if it can be one.
 func promptOf(nc net.Conn) net.Conn {
@@ -192,11 +192,11 @@ func (c *promptConn) writeSome(b []byte) (int, error) {
 	}
 	defer c.unuse()
 	n, err := syscall.Write(c.fd, b)
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		return n, nil
-	case syscall.EINTR:
-	case syscall.EAGAIN:
+	case errors.Is(err, syscall.EINTR):
+	case errors.Is(err, syscall.EAGAIN):
 		patience := promptStep
 		if !deadline.IsZero() {
 			patience = max(0, min(patience, time.Until(deadline)))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -36,10 +35,10 @@ func forDetached(t *testing.T, n int) {
 // tcpPair returns both ends of a connection.
 func tcpPair(t *testing.T) (here, there *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
+	a, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
 	require.NoError(t, err)
 	b, err := l.Accept()
 	require.NoError(t, err)
@@ -102,7 +101,7 @@ func TestPromptDetachesAndAttaches(t *testing.T) {
 	c.expect(true)
 	require.Eventually(t, func() bool { echo(); return c.nc == nil }, time.Minute, time.Microsecond)
 	after := c.after
-	late := time.AfterFunc(3*c.patience, func() { there.Write([]byte("late")) })
+	late := time.AfterFunc(3*c.patience, func() { _, _ = there.Write([]byte("late")) })
 	defer late.Stop()
 	b := make([]byte, 16)
 	n, err := c.Read(b)
@@ -328,7 +327,7 @@ func TestPromptProducer(t *testing.T) {
 	b, err := NewBroker(WithTopic("t", 1), WithDataDir(t.TempDir()))
 	require.NoError(t, err)
 	defer b.Close()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	tcp, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	l := &promptListener{Listener: tcp}
 	served := make(chan error, 1)
@@ -391,7 +390,7 @@ func TestPromptProducer(t *testing.T) {
 		_, err := p.Send(short, &Message{Topic: "t", Key: []byte("given up"), Value: []byte("given up")})
 		cancel()
 		if err != nil {
-			require.True(t, errors.Is(err, context.DeadlineExceeded), "%v", err)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
 			given++
 		}
 		send(ctx, 1)
