@@ -9,7 +9,7 @@ ARG TARGETOS TARGETARCH
 WORKDIR /src
 COPY . .
 WORKDIR /src/cmd/robust
-RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+RUN --mount=type=cache,target=/go/pkg/mod \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags='-s -w' -o image/bin/robust .
 # A volume takes the owner of what it covers. Only what is copied can be given one, so the
 # directory is made here.

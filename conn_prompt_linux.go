@@ -93,6 +93,9 @@ func (c *promptConn) RemoteAddr() net.Addr { return c.remote }
 
 // Read looks at c.nc without the lock: nobody else moves it.
 func (c *promptConn) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil // A read of no bytes would look like the end.
+	}
 	if c.soon && c.nc != nil && c.streak >= c.after {
 		c.detach()
 	}
@@ -125,17 +128,16 @@ func (c *promptConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// look reads what comes while it is looked for. It returns 0 if nothing does, or if an
-// ordinary Read has to tell why: the connection has ended, or its deadline has passed.
+// look reads what comes while it is looked for; nothing if it does not come.
 func (c *promptConn) look(b []byte) (int, error) {
 	if _, err := c.use(&c.readDeadline); err != nil {
-		return 0, nil
+		return 0, c.opError("read", err)
 	}
 	defer c.unuse()
 	for until := time.Now().Add(c.patience); ; {
-		n, errno := readNow(c.fd, b)
-		if errno != syscall.EAGAIN && errno != syscall.EINTR || time.Now().After(until) {
-			return n, c.readError(errno)
+		n, err := c.readNow(b)
+		if n > 0 || err != nil || time.Now().After(until) {
+			return n, err
 		}
 		// The peer may need this processor.
 		_, _, _ = syscall.Syscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
@@ -145,21 +147,26 @@ func (c *promptConn) look(b []byte) (int, error) {
 // readWithin is look for more than a moment.
 func (c *promptConn) readWithin(b []byte, patience time.Duration) (int, error) {
 	if _, err := c.use(&c.readDeadline); err != nil {
-		return 0, nil
+		return 0, c.opError("read", err)
 	}
 	defer c.unuse()
 	awaitSocket(c.fd, awaitRead, patience)
-	n, errno := readNow(c.fd, b)
-	return n, c.readError(errno)
+	return c.readNow(b)
 }
 
-// readError makes an error of what a read has failed with, if it is one: the system tells
-// it only once.
-func (c *promptConn) readError(errno syscall.Errno) error {
-	if errno == 0 || errno == syscall.EAGAIN || errno == syscall.EINTR {
-		return nil
+// readNow reads what is there, nothing if nothing is, without telling the scheduler: it does
+// not wait. What it fails with the system tells only once.
+func (c *promptConn) readNow(b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	switch {
+	case errno == syscall.EAGAIN || errno == syscall.EINTR:
+		return 0, nil
+	case errno != 0:
+		return 0, c.opError("read", os.NewSyscallError("read", errno))
+	case n == 0:
+		return 0, io.EOF
 	}
-	return c.opError("read", os.NewSyscallError("read", errno))
+	return int(n), nil
 }
 
 // opError makes an error as those of package net.
@@ -282,8 +289,7 @@ func (c *promptConn) detach() {
 	detached.Add(-1)
 }
 
-// attach gives the connection to the poller, unless somebody writes. A connection that is
-// closed is attached in that its Read tells so.
+// attach gives the connection to the poller, unless it is closed or somebody writes.
 func (c *promptConn) attach() bool {
 	if !c.writing.TryLock() {
 		return false
@@ -292,8 +298,7 @@ func (c *promptConn) attach() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		c.nc = closedConn{}
-		return true
+		return false
 	}
 	c.nc = os.NewFile(uintptr(c.fd), c.remote.String())
 	c.fd = -1
@@ -369,16 +374,6 @@ func (c *promptConn) Close() error {
 	return nil
 }
 
-// closedConn is what a connection is attached as that was closed while it was detached.
-type closedConn struct{}
-
-func (closedConn) Read([]byte) (int, error)              { return 0, net.ErrClosed }
-func (closedConn) Write([]byte) (int, error)             { return 0, net.ErrClosed }
-func (closedConn) Close() error                          { return net.ErrClosed }
-func (closedConn) SetReadDeadline(time.Time) error       { return net.ErrClosed }
-func (closedConn) SetWriteDeadline(time.Time) error      { return net.ErrClosed }
-func (closedConn) SyscallConn() (syscall.RawConn, error) { return nil, net.ErrClosed }
-
 // control calls f with the file descriptor of a connection, which stays open meanwhile.
 func control(nc syscall.Conn, f func(fd int)) error {
 	raw, err := nc.SyscallConn()
@@ -388,11 +383,13 @@ func control(nc syscall.Conn, f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// dupOf returns a second file descriptor of a connection, non-blocking as it is.
+// dupOf returns a second file descriptor of a connection, non-blocking as it is. It is none of
+// the standard ones, which os.File takes for a terminal's or a pipe's.
 func dupOf(nc syscall.Conn) (fd int, err error) {
 	var failed error
 	err = control(nc, func(from int) {
-		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(from), syscall.F_DUPFD_CLOEXEC, 0)
+		const least = 3
+		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(from), syscall.F_DUPFD_CLOEXEC, least)
 		if fd = int(r); errno != 0 {
 			failed = os.NewSyscallError("fcntl", errno)
 		}
@@ -402,18 +399,6 @@ func dupOf(nc syscall.Conn) (fd int, err error) {
 
 // closeNow closes a file descriptor with which nothing can be lost.
 func closeNow(fd int) { _ = syscall.Close(fd) }
-
-// readNow reads what is there, without telling the scheduler: it does not wait.
-func readNow(fd int, b []byte) (int, syscall.Errno) {
-	if len(b) == 0 {
-		return 0, 0
-	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
-}
 
 // pollFd is what ppoll(2) takes and returns.
 type pollFd struct {

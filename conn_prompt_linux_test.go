@@ -101,10 +101,22 @@ func TestPromptDetachesAndAttaches(t *testing.T) {
 	c.expect(true)
 	require.Eventually(t, func() bool { echo(); return c.nc == nil }, time.Minute, time.Microsecond)
 	after := c.after
-	late := time.AfterFunc(3*c.patience, func() { _, _ = there.Write([]byte("late")) })
-	defer late.Stop()
+	var late sync.WaitGroup
+	late.Go(func() {
+		for attached := false; !attached; {
+			time.Sleep(time.Millisecond)
+			c.mu.Lock()
+			attached = c.nc != nil
+			c.mu.Unlock()
+		}
+		_, err := there.Write([]byte("late"))
+		if err != nil {
+			t.Error(err)
+		}
+	})
 	b := make([]byte, 16)
 	n, err := c.Read(b)
+	late.Wait()
 	require.NoError(t, err)
 	require.Equal(t, "late", string(b[:n]))
 	require.NotNil(t, c.nc)
@@ -165,6 +177,7 @@ func TestPromptEnds(t *testing.T) {
 	})
 	t.Run("deadline during a read", func(t *testing.T) {
 		c, _ := detachedPair(t)
+		c.patience = time.Second
 		ended := make(chan error, 1)
 		go func() {
 			_, err := c.Read(make([]byte, 16))
@@ -235,6 +248,43 @@ func TestPromptWriterWaits(t *testing.T) {
 	awaitUse(t, c)
 	require.NoError(t, c.Close())
 	require.Error(t, <-written)
+}
+
+// A reader whose connection cannot be attached, because a writer waits for its peer, ends all
+// the same.
+func TestPromptEndsBesideWriter(t *testing.T) {
+	for name, end := range map[string]struct {
+		how  func(c *promptConn, there *net.TCPConn) error
+		want error
+	}{
+		"deadline": {func(c *promptConn, _ *net.TCPConn) error { return c.SetReadDeadline(time.Unix(1, 0)) }, os.ErrDeadlineExceeded},
+		"end":      {func(_ *promptConn, there *net.TCPConn) error { return there.CloseWrite() }, io.EOF},
+		"close":    {func(c *promptConn, _ *net.TCPConn) error { return c.Close() }, net.ErrClosed},
+	} {
+		for _, soon := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", soon ", soon), func(t *testing.T) {
+				c, there := detachedPair(t)
+				var writer sync.WaitGroup
+				writer.Go(func() { _, _ = c.Write(make([]byte, 64<<20)) }) // Until it is closed.
+				awaitUse(t, c)
+				require.NoError(t, end.how(c, there))
+				c.expect(soon)
+				ended := make(chan error, 1)
+				go func() {
+					_, err := c.Read(make([]byte, 16))
+					ended <- err
+				}()
+				select {
+				case err := <-ended:
+					require.ErrorIs(t, err, end.want)
+				case <-time.After(20 * time.Second):
+					t.Error("the reader does not end")
+				}
+				_ = c.Close()
+				writer.Wait()
+			})
+		}
+	}
 }
 
 func TestPromptWritesBoth(t *testing.T) {
