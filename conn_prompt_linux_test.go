@@ -104,7 +104,7 @@ func TestPromptDetachesAndAttaches(t *testing.T) {
 	var late sync.WaitGroup
 	late.Go(func() {
 		for attached := false; !attached; {
-			time.Sleep(time.Millisecond)
+			runtime.Gosched()
 			c.mu.Lock()
 			attached = c.nc != nil
 			c.mu.Unlock()
