@@ -266,13 +266,14 @@ func (r *produceResponse) append(dst []byte) []byte {
 	return append(dst, '}')
 }
 
+// scan reads the answer of the topic that is mostly r's, whose string is then used.
 func (r *produceResponse) scan(b []byte) bool {
 	v := produceResponse{Partition: r.Partition, Offset: r.Offset} // Left out, they stay.
-	s := scanner{b: b}
+	s, topic := scanner{b: b}, r.Topic
 	ok := s.object(func(key []byte) (bit uint, ok bool) {
 		switch string(key) {
 		case "topic":
-			return 1, s.str(&v.Topic)
+			return 1, s.sameStr(&topic, &v.Topic)
 		case "partition":
 			return 2, s.int32(&v.Partition)
 		case "offset":

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"os"
 	"slices"
@@ -76,7 +75,8 @@ type conn struct {
 
 	mu        sync.Mutex       // guards the following; never held across I/O
 	inflight  map[uint64]*call // by sequence; nil once closed
-	abandoned int              // how many of inflight nobody waits for
+	runs      callRuns         // in flight as well
+	abandoned int              // how many of those in flight nobody waits for
 	ping      *call            // the one under way, nil if none
 	doubt     time.Duration    // when a call was last given up on which nothing hinted at an answer, since born
 	timer     *time.Timer      // runs check
@@ -139,8 +139,10 @@ func (c *conn) heardPart(partial bool) error {
 func (c *conn) load() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.inflight)
+	return c.inflightLocked()
 }
+
+func (c *conn) inflightLocked() int { return len(c.inflight) + c.runs.calls }
 
 // doubtful tells that a call was not answered in time, and that nothing has come in the
 // second half of that time, nor since: the connection may be dead without anybody having
@@ -149,124 +151,6 @@ func (c *conn) doubtful() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.doubt > time.Duration(c.lastRead.Load())
-}
-
-// begin sends a request, to be answered within timeout; finish waits for the
-// answer. A request that is too large for the broker fails here. begin waits only
-// while more is queued than the network takes.
-func (c *conn) begin(ctx context.Context, req request, timeout time.Duration) (*call, error) {
-	k := &call{done: make(chan struct{}, 1)}
-	return k, c.send(ctx, k, outgoingCall{req: req}, timeout)
-}
-
-// exchange sends a request and waits for the answer.
-func (c *conn) exchange(ctx context.Context, req request, resp response, timeout time.Duration) error {
-	k := &call{done: make(chan struct{}, 1)}
-	if err := c.send(ctx, k, outgoingCall{req: req, reads: true}, timeout); err != nil {
-		return err
-	}
-	return c.finish(ctx, k, resp)
-}
-
-// post is begin for a request that may have a body. notify is called with the call,
-// unless post fails. lent tells that the caller is to call readUntil.
-func (c *conn) post(ctx context.Context, out outgoingCall, timeout time.Duration, notify func(*call)) (lent bool, err error) {
-	k := &call{notify: notify}
-	err = c.send(ctx, k, out, timeout)
-	return k.lent, err
-}
-
-// send puts a call in flight and its request on the way.
-func (c *conn) send(ctx context.Context, k *call, out outgoingCall, timeout time.Duration) error {
-	if ctx.Err() != nil {
-		return endOf(ctx)
-	}
-	k.kind, k.sent = out.req.kind(), time.Now()
-	k.deadline = k.sent.Add(timeout)
-	if err := c.awaitRoom(ctx, timeout); err != nil {
-		return err
-	}
-	return c.launch(ctx, k, out)
-}
-
-// sendNow is send that does not wait, however much is queued: for small requests, of
-// which there are few. The connection is not of the v0 form.
-func (c *conn) sendNow(k *call, req request, timeout time.Duration) error {
-	k.kind, k.sent = req.kind(), time.Now()
-	k.deadline = k.sent.Add(timeout)
-	return c.launch(context.Background(), k, outgoingCall{req: req})
-}
-
-// launch does what is left of send when there is room.
-func (c *conn) launch(ctx context.Context, k *call, out outgoingCall) error {
-	k.sequence = c.sequence.Add(1)
-	room, ok := c.frames.Get().(*[]byte)
-	if !ok {
-		room = new([]byte)
-	}
-	frame, size, err := c.encode((*room)[:0], k, &out)
-	if err != nil {
-		return err
-	}
-	if cap(frame) <= keepScratch {
-		defer func() {
-			*room = frame
-			c.frames.Put(room)
-		}()
-	}
-	if out.body != nil {
-		k.end.Store(math.MaxInt64)
-	}
-	first, err := c.register(ctx, k, out.reads)
-	if err != nil {
-		return err
-	}
-	// With nothing else in flight the broker has read all that was sent before,
-	// so a small frame cannot block, and the caller may write it itself.
-	inline := first && size <= inlineWrite && c.writesAtOnce()
-	if inline && out.body == nil {
-		err = c.out.sendInline(frame)
-	} else if err = c.out.queueTo(&k.end, frame, out.body); err == nil {
-		if inline || out.flush {
-			err = c.out.flush()
-		} else {
-			signal(c.out.wake)
-		}
-	}
-	if err != nil {
-		// The call is answered by closeWith like every other one.
-		c.closeWith(&ConnError{Addr: c.addr, Op: "write", Err: err})
-	}
-	return nil
-}
-
-// encode appends the frame of a request. size is that of the body as well.
-func (c *conn) encode(frame []byte, k *call, out *outgoingCall) (_ []byte, size int, err error) {
-	const envelope = 96
-	size = envelope + payloadSize(out.req)
-	if c.form == ProtocolV0 {
-		size += size / 3
-	}
-	frame = slices.Grow(frame, size)
-	var room [36]byte
-	id := c.ids.append(room[:0], k.sequence)
-	size = 0
-	for _, b := range out.body {
-		size += len(b)
-	}
-	if out.body == nil {
-		frame, err = appendRequest(frame, c.form, id, k.kind, out.req)
-	} else {
-		frame, err = appendBodyRequest(frame, id, k.kind, size, out.req)
-	}
-	if err != nil {
-		return nil, 0, err
-	}
-	size += len(frame)
-	if size > c.maxFrame {
-		return nil, 0, fmt.Errorf("%w: %s of %d bytes in a frame, the limit is %d", ErrMessageTooLarge, k.kind, size, c.maxFrame)
-	}
-	return frame, size, nil
 }
 
 // ended tells that no call can be made any more.
@@ -279,31 +163,6 @@ func (c *conn) ended() bool {
 	}
 }
 
-// congested tells that a call would wait until others are written.
-func (c *conn) congested() bool { return c.out.room(maxQueuedBytes) != nil }
-
-// awaitRoom waits while more is queued than the network takes.
-func (c *conn) awaitRoom(ctx context.Context, timeout time.Duration) error {
-	room := c.out.room(maxQueuedBytes)
-	if room == nil {
-		return nil
-	}
-	t := time.NewTimer(timeout)
-	defer t.Stop()
-	for ; room != nil; room = c.out.room(maxQueuedBytes) {
-		select {
-		case <-room:
-		case <-t.C:
-			return &ConnError{Addr: c.addr, Op: "write", Err: errNotWritten, unsent: true}
-		case <-c.done:
-			return c.closedError(true)
-		case <-ctx.Done():
-			return endOf(ctx)
-		}
-	}
-	return nil
-}
-
 // writesAtOnce tells whether a small write to an idle connection returns at once.
 // Of a connection that somebody else made nothing is known: net.Pipe, for one,
 // blocks every write until it is read.
@@ -313,49 +172,6 @@ func (c *conn) writesAtOnce() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// register puts a call in flight; first tells that it is the only one. A v0 broker
-// that is being asked for a sign of life answers that first.
-func (c *conn) register(ctx context.Context, k *call, reads bool) (first bool, err error) {
-	for {
-		c.mu.Lock()
-		ping := c.ping
-		if c.inflight == nil {
-			c.mu.Unlock()
-			return false, c.closedError(true)
-		}
-		if ping == nil || c.form != ProtocolV0 {
-			c.putInFlightLocked(k)
-			k.lent = c.turn.begunLocked(reads)
-			first = len(c.inflight) == 1
-			c.mu.Unlock()
-			return first, nil
-		}
-		c.mu.Unlock()
-		timeout := time.NewTimer(time.Until(k.deadline))
-		select {
-		case <-ping.done:
-		case <-c.done:
-		case <-timeout.C:
-			err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer, unsent: true}
-		case <-ctx.Done():
-			err = endOf(ctx)
-		}
-		timeout.Stop()
-		if err != nil {
-			return false, err
-		}
-	}
-}
-
-func (c *conn) putInFlightLocked(k *call) {
-	k.hook = c.hook
-	c.inflight[k.sequence] = k
-	if k.deadline.Before(c.timerAt) {
-		c.timerAt = k.deadline
-		c.timer.Reset(time.Until(k.deadline))
 	}
 }
 
@@ -384,12 +200,17 @@ func (c *conn) result(k *call, resp response) error {
 	if k.err != nil {
 		return k.err
 	}
-	decodeErr := decodePayload(k.resp.payload, resp)
-	if !k.resp.success || resp.refusal() != "" {
-		return c.refusalOf(k.kind, &k.resp, resp.refusal())
+	return c.understand(k.kind, &k.resp, resp)
+}
+
+// understand decodes an answer.
+func (c *conn) understand(kind requestType, answer *wireResponse, resp response) error {
+	decodeErr := decodePayload(answer.payload, resp)
+	if !answer.success || resp.refusal() != "" {
+		return c.refusalOf(kind, answer, resp.refusal())
 	}
 	if decodeErr != nil {
-		return fmt.Errorf("robust: %s: broker %s: %w", k.kind, c.addr, decodeErr)
+		return fmt.Errorf("robust: %s: broker %s: %w", kind, c.addr, decodeErr)
 	}
 	return nil
 }
@@ -487,7 +308,7 @@ func (c *conn) readUntil(ctx context.Context, done <-chan struct{}) {
 // idleLocked tells that nothing is in flight, nor read of what comes next. The caller is
 // the reader.
 func (c *conn) idleLocked() bool {
-	return len(c.inflight) == 0 && !c.answers.half() && !c.in.ahead()
+	return c.inflightLocked() == 0 && !c.answers.half() && !c.in.ahead()
 }
 
 // interrupt has a caller that reads for a call, if there is one, look whether it is over.
@@ -531,7 +352,11 @@ func (c *conn) readAnswer() error {
 		// Not about one request: the broker cannot go on.
 		return c.refusalOf(requestUnknown, resp, "")
 	default:
-		c.answers.deliver(c.waiting(resp.id))
+		k, run, i := c.waiting(resp.id)
+		if run != nil {
+			run.complete(i, resp, nil)
+		}
+		c.answers.deliver(k)
 		return nil
 	}
 }
@@ -549,26 +374,33 @@ func (c *conn) readHalf() error {
 	return err
 }
 
-// waiting takes the call of an ID that somebody waits for out of those in flight; nil if
-// there is none.
-func (c *conn) waiting(id []byte) *call {
+// waiting takes the call of an ID that somebody waits for out of those in flight: a call of
+// its own or the i-th of a run. Both are nil if there is none.
+func (c *conn) waiting(id []byte) (k *call, run *callRun, i int) {
 	sequence, ok := c.ids.sequence(id)
 	if !ok {
-		return nil
+		return nil, nil, 0
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	k := c.inflight[sequence]
+	defer func() { c.turn.answeredLocked(c.inflightLocked()) }()
+	if run, i = c.runs.takeLocked(sequence); run != nil {
+		if run.abandoned {
+			c.abandoned--
+			return nil, nil, 0
+		}
+		return nil, run, i
+	}
+	k = c.inflight[sequence]
 	delete(c.inflight, sequence)
-	c.turn.answeredLocked(len(c.inflight))
 	if k != nil && k == c.ping {
 		c.ping = nil
 	}
 	if k != nil && k.abandoned {
 		c.abandoned--
-		return nil
+		return nil, nil, 0
 	}
-	return k
+	return k, nil, 0
 }
 
 // check runs when something may be due: an answer that did not come in time, a
@@ -585,9 +417,9 @@ func (c *conn) check() {
 	if written := c.out.lastProgress(); written.After(last) {
 		last = written
 	}
-	late, next := c.expireLocked(now, last)
+	late, lateRuns, next := c.expireLocked(now, last)
 	silence := now.Sub(last)
-	waits := c.form == ProtocolV0 && len(c.inflight) > 0
+	waits := c.form == ProtocolV0 && c.inflightLocked() > 0
 	lockStepFailed := waits && c.abandoned > 0
 	dead := c.ping != nil && silence >= pingAfter+pingTimeout
 	ask := c.ping == nil && silence >= pingAfter && !waits
@@ -612,6 +444,9 @@ func (c *conn) check() {
 	for _, k := range late {
 		k.complete()
 	}
+	for _, u := range lateRuns {
+		u.fail(&ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer})
+	}
 	if len(late) > 0 {
 		c.interrupt() // It may be one of these that somebody reads for.
 	}
@@ -633,15 +468,22 @@ func (c *conn) check() {
 
 // expireLocked gives up the calls that are late; the caller completes them without the
 // lock. last is when there was a sign of life. next is when to look again, at the latest.
-func (c *conn) expireLocked(now, last time.Time) (late []*call, next time.Time) {
+func (c *conn) expireLocked(now, last time.Time) (late []*call, lateRuns []unanswered, next time.Time) {
 	next = now.Add(pingAfter)
+	doubt := func(sent, deadline time.Time) {
+		if now.Sub(last) > deadline.Sub(sent)/2 {
+			c.doubt = now.Sub(c.born)
+		}
+	}
+	lateRuns, next = c.runs.lateLocked(now, next, func(r *callRun) {
+		doubt(r.sent, r.deadline)
+		c.abandoned += r.left
+	})
 	for _, k := range c.inflight {
 		switch {
 		case k.abandoned:
 		case !k.deadline.After(now):
-			if now.Sub(last) > k.deadline.Sub(k.sent)/2 {
-				c.doubt = now.Sub(c.born)
-			}
+			doubt(k.sent, k.deadline)
 			k.abandoned = true
 			c.abandoned++
 			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
@@ -650,7 +492,7 @@ func (c *conn) expireLocked(now, last time.Time) (late []*call, next time.Time) 
 			next = k.deadline
 		}
 	}
-	return late, next
+	return late, lateRuns, next
 }
 
 // closeWith ends the connection; every call in flight fails with cause. Only the
@@ -663,6 +505,7 @@ func (c *conn) closeWith(cause error) {
 		return
 	}
 	c.inflight = nil
+	runs := c.runs.clearLocked()
 	c.cause = cause
 	if c.timer != nil {
 		c.timer.Stop()
@@ -675,6 +518,9 @@ func (c *conn) closeWith(cause error) {
 			k.err = cause
 			k.complete()
 		}
+	}
+	for _, u := range runs {
+		u.fail(cause)
 	}
 	if c.onClose != nil {
 		c.onClose(c, cause)

@@ -67,7 +67,9 @@ var layerOrder = []string{
 	"conn_call.go",
 	"conn_read.go",
 	"conn_turn.go",
+	"conn_run.go",
 	"conn.go",
+	"conn_send.go",
 	"hello.go",
 	"pool.go",
 	// client

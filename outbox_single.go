@@ -15,7 +15,9 @@ type singleRun struct {
 	conn     *conn
 	ctx      context.Context //nolint:containedctx // the outbox's, for the run
 	timeout  time.Duration   // of each message
-	reqs     []produceRequest
+	req      produceRequest  // of the message that is being sent
+	resp     produceResponse // of the answer that is being read, by whose turn it is to read
+	records  recordReader    // of the messages that are to be sent
 	results  []singleResult
 	left     atomic.Int64
 	finished func() // called once, when all results are there
@@ -23,7 +25,7 @@ type singleRun struct {
 
 // singleResult is what became of one message.
 type singleResult struct {
-	receipt Receipt
+	receipt Receipt // of which the time is there before
 	err     error
 }
 
@@ -33,59 +35,68 @@ func (r *singleRun) start(b *outBatch, acks Acks) error {
 	if err != nil {
 		return err
 	}
-	records := source.records()
-	for range b.entries {
-		var m Message
-		if more, err := records.next(&m); err != nil || !more {
-			break // It is of our own making.
-		}
-		r.reqs = append(r.reqs, produceRequest{
-			Topic: b.queue.topic.name, Partition: b.queue.partition,
-			Key: m.Key, Value: m.Value, Headers: m.Headers, Timestamp: m.Timestamp, ID: m.ID, Acks: acks.wire(),
-		})
-	}
-	r.results = make([]singleResult, len(r.reqs))
+	r.records = source.records()
+	r.req = produceRequest{Topic: b.queue.topic.name, Partition: b.queue.partition, Acks: acks.wire()}
+	r.results = make([]singleResult, len(b.entries))
 	if r.conn.form == ProtocolV0 {
 		r.step(0)
 		return nil
 	}
-	r.left.Store(int64(len(r.reqs)))
-	for i := range r.reqs {
-		r.post(i, func() {
-			if r.left.Add(-1) == 0 {
-				r.finished()
-			}
-		})
-	}
+	r.left.Store(int64(len(r.results)))
+	r.conn.postRun(r.ctx, requestProduce, len(r.results), r.timeout, func(dst []byte, i int) []byte {
+		r.next(i)
+		return r.req.append(dst)
+	}, r.answered)
 	return nil
 }
 
-// post sends one message; answered is called when its result is there.
-func (r *singleRun) post(i int, answered func()) {
-	req := &r.reqs[i]
-	_, err := r.conn.post(r.ctx, outgoingCall{req: req}, r.timeout, func(k *call) {
-		resp := newProduceResponse()
-		err := r.conn.result(k, resp)
-		if err == nil {
-			r.results[i].receipt, err = receiptOf(req, resp)
-		}
-		r.results[i].err = err
-		answered()
-	})
-	if err != nil {
-		r.results[i].err = err
-		answered()
+// next makes req that of the i-th message, which follows the one before.
+func (r *singleRun) next(i int) {
+	var m Message
+	_, _ = r.records.next(&m) // It is of our own making.
+	r.req.Key, r.req.Value, r.req.Headers, r.req.ID, r.req.Timestamp = m.Key, m.Value, m.Headers, m.ID, m.Timestamp
+	r.results[i].receipt.Timestamp = m.Timestamp
+}
+
+// answered notes what became of the i-th message.
+func (r *singleRun) answered(i int, answer *wireResponse, err error) {
+	result := &r.results[i]
+	if err == nil {
+		result.receipt, err = r.read(answer, result.receipt.Timestamp)
 	}
+	result.err = err
+	if r.left.Add(-1) == 0 {
+		r.finished()
+	}
+}
+
+// read returns what an answer says of the message of a time. Reading the answers of a
+// connection is one goroutine's at a time.
+func (r *singleRun) read(answer *wireResponse, timestamp int64) (Receipt, error) {
+	r.resp = produceResponse{Topic: r.req.Topic, Partition: PartitionAny, Offset: offsetNone}
+	if err := r.conn.understand(requestProduce, answer, &r.resp); err != nil {
+		return Receipt{}, err
+	}
+	return receiptOf(&produceRequest{Topic: r.req.Topic, Partition: r.req.Partition, Timestamp: timestamp, Acks: r.req.Acks}, &r.resp)
 }
 
 // step sends the messages from the i-th on, one after the other.
 func (r *singleRun) step(i int) {
-	if i == len(r.reqs) {
+	if i == len(r.results) {
 		r.finished()
 		return
 	}
-	r.post(i, func() {
-		if err := r.results[i].err; err != nil && connectionFault(err) {
+	r.next(i)
+	result := &r.results[i]
+	answered := func(k *call, err error) {
+		if err == nil {
+			err = k.err
+		}
+		if err == nil {
+			result.receipt, err = r.read(&k.resp, r.req.Timestamp)
+		}
+		result.err = err
+		if err != nil && connectionFault(err) {
 			for j := i + 1; j < len(r.results); j++ {
 				r.results[j].err = &ConnError{Addr: r.conn.addr, Op: "write", Err: errors.New("the message before it failed"), unsent: true}
 			}
@@ -93,7 +104,10 @@ func (r *singleRun) step(i int) {
 			return
 		}
 		r.step(i + 1)
-	})
+	}
+	if _, err := r.conn.post(r.ctx, outgoingCall{req: &r.req}, r.timeout, func(k *call) { answered(k, nil) }); err != nil {
+		answered(nil, err)
+	}
 }
 
 // newProduceResponse returns what an answer without a payload leaves as it is.
