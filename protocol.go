@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+
+	base64fast "github.com/segmentio/asm/base64"
 )
 
 // Protocol is a published form of the wire protocol; see docs/protocol.md.
@@ -234,7 +236,7 @@ func plainPayload(raw, scratch []byte) (payload, newScratch []byte, err error) {
 		scratch = make([]byte, n)
 	}
 	scratch = scratch[:cap(scratch)]
-	n, err = base64.StdEncoding.Decode(scratch, text)
+	n, err = base64fast.StdEncoding.Decode(scratch, text)
 	if err != nil {
 		return nil, scratch, err
 	}
@@ -355,11 +357,8 @@ func appendPayloadText(dst []byte, payload any) ([]byte, error) {
 		return dst, err
 	}
 	// The base64 goes behind the text that it is made from, and then over it.
-	plain := dst[start:]
-	n := base64.StdEncoding.EncodedLen(len(plain))
 	end := len(dst)
-	dst = append(dst, make([]byte, n)...)
-	base64.StdEncoding.Encode(dst[end:], dst[start:end])
-	copy(dst[start:], dst[end:])
+	dst = appendBase64(dst, dst[start:])
+	n := copy(dst[start:], dst[end:])
 	return dst[:start+n], nil
 }
