@@ -138,6 +138,14 @@ func (s *scanner) next() byte {
 // end tells that nothing but white space is left.
 func (s *scanner) end() bool { return s.next() == 0 && s.i == len(s.b) }
 
+// plainText tells which bytes of a string neither end it nor need a second look.
+var plainText = func() (plain [256]bool) { //nolint:gochecknoglobals // a constant in all but syntax
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		plain[c] = c != '"' && c != '\\'
+	}
+	return plain
+}()
+
 // text returns the inside of a string that has no escapes and is valid UTF-8.
 func (s *scanner) text() ([]byte, bool) {
 	if !s.eat('"') {
@@ -147,12 +155,13 @@ func (s *scanner) text() ([]byte, bool) {
 	ascii := true
 	for n, c := range rest {
 		switch {
+		case plainText[c]:
 		case c == '"':
 			s.i += n + 1
 			return rest[:n], ascii || utf8.Valid(rest[:n])
-		case c < 0x20 || c == '\\':
+		case c < utf8.RuneSelf:
 			return nil, false
-		case c >= utf8.RuneSelf:
+		default:
 			ascii = false
 		}
 	}
@@ -311,10 +320,14 @@ func (s *scanner) raw() ([]byte, bool) {
 	start := s.i
 	switch first {
 	case '{':
-		f := frameScanner{depth: 1, outside: 1} // The envelope.
-		n, done, err := f.scan(s.b[s.i:])
-		if !done || err != nil {
-			return nil, false
+		n := flatObject(s.b[s.i:])
+		if n == 0 {
+			f := frameScanner{depth: 1, outside: 1} // The envelope.
+			var done bool
+			var err error
+			if n, done, err = f.scan(s.b[s.i:]); !done || err != nil {
+				return nil, false
+			}
 		}
 		s.i += n
 	case '"':
@@ -336,6 +349,23 @@ func (s *scanner) raw() ([]byte, bool) {
 		return nil, false
 	}
 	return s.b[start:s.i], true
+}
+
+// flatObject returns how long the object is that b begins with, if nothing in it is an
+// object, an array or an escape: 0 if that cannot be told. It looks for the end as
+// frameScanner does, at many bytes at once.
+func flatObject(b []byte) int {
+	n := bytes.IndexByte(b, '}') + 1
+	if n == 0 {
+		return 0
+	}
+	object := b[:n]
+	// After an even number of quotes, none of them escaped, the brace is in no string.
+	if bytes.Count(object, []byte{'"'})%2 != 0 || bytes.IndexByte(object, '\\') >= 0 ||
+		bytes.IndexByte(object[1:], '{') >= 0 || bytes.IndexByte(object, '[') >= 0 {
+		return 0
+	}
+	return n
 }
 
 // object reads an object, giving each key to field, which reads the value and
