@@ -362,7 +362,7 @@ func flatObject(b []byte) int {
 	object := b[:n]
 	// After an even number of quotes, none of them escaped, the brace is in no string.
 	if bytes.Count(object, []byte{'"'})%2 != 0 || bytes.IndexByte(object, '\\') >= 0 ||
-		bytes.IndexByte(object[1:], '{') >= 0 || bytes.IndexByte(object, '[') >= 0 {
+		bytes.IndexByte(object[1:], '{') >= 0 || bytes.IndexByte(object, '[') >= 0 || bytes.IndexByte(object, ']') >= 0 {
 		return 0
 	}
 	return n

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
@@ -211,4 +212,29 @@ func TestAppendHeadersSorted(t *testing.T) {
 	want, err := json.Marshal(many)
 	require.NoError(t, err)
 	require.Equal(t, `,"headers":`+string(want), string(appendHeaders(nil, many)))
+}
+
+// TestFlatObject holds that what is found at many bytes at once is what frameScanner finds.
+func TestFlatObject(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	const alphabet = `{}[]"\a,:`
+	flat := 0
+	for range 300_000 {
+		b := []byte{'{'}
+		for range rng.IntN(12) {
+			b = append(b, alphabet[rng.IntN(len(alphabet))])
+		}
+		n := flatObject(b)
+		if n == 0 {
+			continue
+		}
+		flat++
+		f := frameScanner{depth: 1, outside: 1}
+		end, done, err := f.scan(b)
+		require.NoError(t, err)
+		require.True(t, done, "%s", b)
+		require.Equal(t, end, n, "%s", b)
+	}
+	require.Greater(t, flat, 10_000)
+	require.Equal(t, 7, flatObject([]byte(`{"a":1},{}`)))
 }
