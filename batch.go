@@ -254,6 +254,9 @@ func (w *batchBuilder) count() int { return int(w.n) }
 // size returns how long the batch is, if it is not compressed.
 func (w *batchBuilder) size() int { return max(len(w.buf)-w.start, batchHeaderSize) }
 
+// room is the memory that it has.
+func (w *batchBuilder) room() int { return cap(w.buf) + cap(w.packed) }
+
 // reset forgets the records. It keeps the buffers, unless they are large.
 func (w *batchBuilder) reset() {
 	w.buf, w.start, w.n = w.buf[:0], 0, 0

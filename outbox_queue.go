@@ -123,11 +123,19 @@ func (q *outQueue) inDoubtLocked() bool {
 	return q.pending[0].producer.id < 0 && slices.ContainsFunc(q.flying, func(b *outBatch) bool { return b.inDoubt })
 }
 
+// shiftLocked takes the first batch off those that wait. The array that they stand in does
+// not hold on to it.
+func (q *outQueue) shiftLocked() *outBatch {
+	b := q.pending[0]
+	q.pending[0] = nil
+	q.pending = q.pending[1:]
+	return b
+}
+
 // takeLocked takes the first batch out to be sent; nil if nobody waits for what was in it.
 // given are batches that are done with instead.
 func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
-	b = q.pending[0]
-	q.pending = q.pending[1:]
+	b = q.shiftLocked()
 	if !b.sealed && b.unwanted() > 0 {
 		rest := q.rebuildLocked(b, b.wanted, q.batchBytes())
 		b.fail(context.Canceled)
@@ -136,8 +144,7 @@ func (q *outQueue) takeLocked() (b *outBatch, given []*outBatch) {
 		if len(rest) == 0 {
 			return nil, given
 		}
-		b = rest[0]
-		q.pending = q.pending[1:]
+		b = q.shiftLocked()
 	}
 	b.sealed = true
 	if q.sender.idempotent && b.producer.id < 0 {

@@ -118,7 +118,10 @@ func (o *outbox) release(b *outBatch, room int64) {
 	// An answer may come before the writer has noticed that it has written all.
 	if len(o.free) < keptBatches && b.reusable && (b.conn == nil || b.conn.out.passed(b.end)) {
 		b.reset()
-		o.free = append(o.free, b)
+		if room := b.build.room(); o.kept+room <= keptBytes {
+			o.free = append(o.free, b)
+			o.kept += room
+		}
 	}
 }
 

@@ -25,8 +25,10 @@ const (
 	maxRequestBytes = 1 << 20
 	// maxRequestParts is how many batches go into one request.
 	maxRequestParts = 1000
-	// keptBatches is how many batches wait to be filled again.
+	// keptBatches is how many batches wait to be filled again, and keptBytes the memory that
+	// they have: a producer that has come to rest keeps as much.
 	keptBatches = 16
+	keptBytes   = 32 << 20
 )
 
 // receiver is who learns of a message's fate, once.
@@ -90,6 +92,7 @@ type outbox struct {
 	mu       sync.Mutex
 	senders  map[string]*outSender
 	free     []*outBatch
+	kept     int   // the memory of free
 	used     int64 // bytes of what is accepted and not released
 	waiters  []*roomWaiter
 	closed   bool // nothing more is accepted
@@ -312,7 +315,9 @@ func (o *outbox) newBatchLocked(q *outQueue, wave int) *outBatch {
 	b := &outBatch{}
 	if n := len(o.free); n > 0 {
 		b = o.free[n-1]
+		o.free[n-1] = nil
 		o.free = o.free[:n-1]
+		o.kept -= b.build.room()
 	}
 	b.queue, b.wave, b.producer, b.reusable = q, wave, noSequence, true
 	b.number = q.number
