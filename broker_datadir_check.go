@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // damagedSuffix is added to the names of files that a repair has replaced.
@@ -51,9 +52,9 @@ func CheckDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
 // RepairDataDir opens the logs of a data directory as a broker does when it starts, and
 // then has batches without messages take the place of what is damaged, so that the
 // messages behind it can be read without a gap in the offsets; those of the damaged
-// batches are lost. Files that it replaces stay, with ".damaged" behind their names. No
-// broker may be at work there. What the report does not call repaired is still damaged:
-// the description of a topic cannot be made up.
+// batches are lost. Files that it replaces stay, with ".damaged" behind their names, and a
+// number from the second time on. No broker may be at work there. What the report does not
+// call repaired is still damaged: the description of a topic cannot be made up.
 func RepairDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
 	return inspectDataDir(ctx, osFiles{}, dir, true)
 }
@@ -88,7 +89,8 @@ func inspectDataDir(ctx context.Context, files fileSystem, dir string, repair bo
 
 func (i *inspector) all(ctx context.Context) error {
 	var id storedIdentity
-	if err := i.json(filepath.Join(i.dir, identityName), &id); err != nil {
+	path := filepath.Join(i.dir, identityName)
+	if err := i.kept(path, readJSON(i.files, path, &id)); err != nil {
 		return err
 	}
 	root := filepath.Join(i.dir, topicsName)
@@ -108,20 +110,19 @@ func (i *inspector) all(ctx context.Context) error {
 	return i.inspectLog(ctx, filepath.Join(i.dir, groupsName), "consumer groups", segmentHeader{topicID: groupsName})
 }
 
-// json checks a file that is kept as JSON. A repair puts a damaged one aside: the broker
-// does without.
-func (i *inspector) json(path string, value any) error {
-	err := readJSON(i.files, path, value)
+// kept makes of what has come of reading a file of values what a report needs. A repair puts a
+// damaged one aside: the broker does without.
+func (i *inspector) kept(path string, err error) error {
 	var corrupt *CorruptError
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case err == nil, errors.Is(err, os.ErrNotExist):
 		return nil
 	case !errors.As(err, &corrupt):
 		return err
 	}
 	d := Damage{Topic: i.topic, Partition: i.id, CorruptError: *corrupt}
 	if i.repair {
-		if err := i.files.rename(path, path+damagedSuffix); err != nil {
+		if err := i.putAside(path, path); err != nil {
 			return storageError(err)
 		}
 		d.Repaired = true
@@ -166,11 +167,14 @@ func (i *inspector) inspectTopic(ctx context.Context, dir string) error {
 // inspectLog inspects a log. A repair opens it first, as a broker would, so that what is
 // left to do is no longer at its end.
 func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentHeader) error {
+	if ctx.Err() != nil {
+		return endOf(ctx)
+	}
 	if _, err := i.files.list(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	var start storedStart
-	if err := i.json(filepath.Join(dir, startName), &start); err != nil {
+	start, err := readStart(i.files, filepath.Join(dir, startName), h)
+	if err := i.kept(filepath.Join(dir, startName), err); err != nil {
 		return err
 	}
 	if err := i.inspectProducers(dir, h); err != nil {
@@ -180,7 +184,7 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		i.report.Partitions++
 	}
 	if i.repair {
-		if err := i.remakeStart(dir); err != nil {
+		if err := i.remakeStart(dir, h); err != nil {
 			return err
 		}
 		l, err := openLog(ctx, i.store, dir, name, h, LogConfig{SegmentBytes: math.MaxInt32}, logEvents{})
@@ -192,7 +196,7 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 		}
 	}
 	l := &diskLog{store: i.store, dir: dir, name: name, header: h}
-	r := recovery{log: l, view: &logView{start: start.Start}}
+	r := recovery{log: l, view: &logView{start: start}}
 	if err := r.look(); err != nil {
 		return err
 	}
@@ -209,7 +213,25 @@ func (i *inspector) inspectLog(ctx context.Context, dir, name string, h segmentH
 			return err
 		}
 	}
+	if r.gone != nil {
+		i.damaged(Damage{CorruptError: *r.gone})
+	}
 	return nil
+}
+
+// putAside gives a file a name that says that a repair has taken it out of the place of another,
+// and that no other has: what earlier repairs have put aside stays.
+func (i *inspector) putAside(from, path string) error {
+	infos, err := i.files.list(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	aside := path + damagedSuffix
+	taken := func(info fileInfo) bool { return info.name == filepath.Base(aside) }
+	for n := 2; slices.ContainsFunc(infos, taken); n++ {
+		aside = path + damagedSuffix + "." + strconv.Itoa(n)
+	}
+	return i.files.rename(from, aside)
 }
 
 // inspectProducers checks what is kept of producers. A repair puts a damaged file aside: the
@@ -234,7 +256,7 @@ func (i *inspector) inspectProducers(dir string, h segmentHeader) error {
 		}
 		path := filepath.Join(dir, info.name)
 		if i.repair {
-			if err := i.files.rename(path, path+damagedSuffix); err != nil {
+			if err := i.putAside(path, path); err != nil {
 				return storageError(err)
 			}
 		}
@@ -244,7 +266,7 @@ func (i *inspector) inspectProducers(dir string, h segmentHeader) error {
 }
 
 // remakeStart has a log whose start is not known begin with what is there.
-func (i *inspector) remakeStart(dir string) error {
+func (i *inspector) remakeStart(dir string, h segmentHeader) error {
 	path := filepath.Join(dir, startName)
 	infos, err := i.files.list(dir)
 	if err != nil {
@@ -255,7 +277,7 @@ func (i *inspector) remakeStart(dir string) error {
 		switch base, ok := parseSegmentName(info.name, segmentSuffix); {
 		case info.name == startName:
 			return nil
-		case info.name == startName+damagedSuffix:
+		case strings.HasPrefix(info.name, startName+damagedSuffix):
 			aside = true
 		case ok && first < 0:
 			first = base // They come in order.
@@ -264,7 +286,7 @@ func (i *inspector) remakeStart(dir string) error {
 	if !aside || first <= 0 {
 		return nil
 	}
-	return storageError(replaceJSON(i.files, path, storedStart{first}))
+	return storageError(replaceJSON(i.files, path, storedStart{first, h.topicID, h.partition}))
 }
 
 // hole is a damaged part of a segment, from one place to another. before is the batch in
@@ -325,6 +347,9 @@ func (i *inspector) inspectSegment(ctx context.Context, r *recovery, n int, next
 		// Behind the frontier there may be more; nobody was promised that it stays.
 		b := batchScanner{f: f, pos: limit, offset: next, limit: s.size}
 		for err = nil; err == nil; {
+			if ctx.Err() != nil {
+				return endOf(ctx)
+			}
 			_, err = b.next()
 		}
 		var d damage
@@ -366,6 +391,9 @@ func (i *inspector) damaged(d Damage) {
 func (i *inspector) scan(ctx context.Context, s *segment, f file, limit, next int64, known bool) (holes []hole, err error) {
 	b := batchScanner{f: f, pos: segmentHeaderSize, offset: s.header.base, limit: limit}
 	for {
+		if ctx.Err() != nil {
+			return holes, endOf(ctx)
+		}
 		if end := (place{b.pos, next}); known && b.offset == next && b.pos < limit {
 			return append(holes, hole{end, place{limit, next}, damageBehind, nil}), nil
 		}
@@ -412,10 +440,13 @@ func (i *inspector) count(b batch) {
 // stand for what is gone. It ends at the offset next, or where the last batch does.
 func (i *inspector) rewrite(ctx context.Context, s *segment, f file, holes []hole) error {
 	path := s.log.path
-	if err := copyRanges(i.files, f, path+damagedSuffix, nil, []hole{{from: place{pos: s.size}}}); err != nil {
+	temporary := path + temporarySuffix
+	if err := copyRanges(i.files, f, temporary, nil, []hole{{from: place{pos: s.size}}}); err != nil {
 		return err
 	}
-	temporary := path + temporarySuffix
+	if err := i.putAside(temporary, path); err != nil {
+		return err
+	}
 	end := place{s.size, 0}
 	if err := copyRanges(i.files, f, temporary, s.header.encode(segmentMagic), append(holes, hole{from: end, to: end})); err != nil {
 		return err
@@ -495,6 +526,9 @@ func remakeIndex(ctx context.Context, s *segment, dir string) error {
 	}
 	b := batchScanner{f: f, pos: segmentHeaderSize, offset: s.header.base, limit: size}
 	for err == nil {
+		if ctx.Err() != nil {
+			return endOf(ctx)
+		}
 		_, err = b.next()
 	}
 	if !isEOF(err) {

@@ -1,11 +1,13 @@
 package robust
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // fileSystem is what the log asks of the operating system. Names are paths. What is
@@ -25,7 +27,7 @@ type fileSystem interface {
 	// lock takes a lock of the file, which it makes, until the closer is closed or
 	// the process ends, and puts content into it. If another has it the error is
 	// ErrDataDirInUse and holder what that has put there. Without content (nil) it neither
-	// makes nor changes the file.
+	// makes nor changes the file. It holds, too, when somebody removes the file.
 	lock(name string, content []byte) (held io.Closer, holder []byte, err error)
 }
 
@@ -41,12 +43,16 @@ type file interface {
 	size() (int64, error)
 }
 
-// fileInfo is an entry of a directory.
+// fileInfo is an entry of a directory. Of a symbolic link it tells what that leads to.
 type fileInfo struct {
 	name string
 	size int64
 	dir  bool
+	link bool
 }
+
+// errNameless: a file has been removed under whoever has it open.
+var errNameless = errors.New("somebody has removed the file")
 
 // osFiles is the operating system's file system.
 type osFiles struct{}
@@ -77,9 +83,29 @@ func (osFiles) list(dir string) ([]fileInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		infos = append(infos, fileInfo{e.Name(), info.Size(), e.IsDir()})
+		listed := fileInfo{name: e.Name(), size: info.Size(), dir: e.IsDir()}
+		if info.Mode()&fs.ModeSymlink != 0 {
+			if listed, err = follow(dir, e.Name()); err != nil {
+				return nil, err
+			}
+		}
+		infos = append(infos, listed)
 	}
 	return infos, nil
+}
+
+// follow tells what a symbolic link leads to. Nothing may take it for a file that is not there: the
+// disk may be away on which it is.
+func follow(dir, name string) (fileInfo, error) {
+	path := filepath.Join(dir, name)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fileInfo{}, fmt.Errorf("%w: %s is a symbolic link that leads nowhere", ErrStorage, path)
+	}
+	if err != nil {
+		return fileInfo{}, err
+	}
+	return fileInfo{name: name, size: info.Size(), dir: info.IsDir(), link: true}, nil
 }
 
 func (osFiles) rename(from, to string) error { return os.Rename(from, to) }
@@ -94,15 +120,53 @@ func (osFiles) syncDir(dir string) error {
 }
 
 func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
-	held, holder, err = lockFile(name, content)
+	// The directory comes first: a lock of the file alone would be nobody's once the file is
+	// removed by hand.
+	dir, err := lockDir(filepath.Dir(name))
 	if errors.Is(err, errLocked) {
-		return nil, holder, ErrDataDirInUse
+		return nil, readHolder(name), ErrDataDirInUse
 	}
-	return held, nil, err
+	if err != nil {
+		return nil, nil, err
+	}
+	held, holder, err = lockFile(name, content)
+	if err == nil {
+		return bothLocks{dir, held}, nil, nil
+	}
+	if dir != nil {
+		_ = dir.Close() // Only its lock mattered.
+	}
+	if errors.Is(err, errLocked) {
+		err = ErrDataDirInUse
+	}
+	return nil, holder, err
+}
+
+// readHolder returns what is in a lock file, if there is one. It only serves a message.
+func readHolder(name string) []byte {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	holder, _ := io.ReadAll(io.LimitReader(f, 1<<10))
+	_ = f.Close() // It was only read.
+	return holder
 }
 
 func (f osFile) truncate(size int64) error { return f.Truncate(size) }
-func (f osFile) sync() error               { return f.Sync() }
+
+// sync fails for a file that has no name any more, since somebody has removed it: what is written
+// there ends with the process, whatever the system says.
+func (f osFile) sync() error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && nameless(info) {
+		err = &os.PathError{Op: "sync", Path: f.Name(), Err: errNameless}
+	}
+	return err
+}
 
 func (f osFile) size() (int64, error) {
 	info, err := f.Stat()
@@ -117,6 +181,8 @@ func storageError(err error) error {
 	switch {
 	case err == nil, errors.Is(err, ErrStorage), errors.Is(err, ErrCorrupt), errors.Is(err, ErrUnsupported):
 		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err // Nothing has failed.
 	default:
 		return fmt.Errorf("%w: %w", ErrStorage, err)
 	}

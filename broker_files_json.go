@@ -123,14 +123,19 @@ func makeDir(files fileSystem, dir string) error {
 		}
 		err = files.mkdir(dir)
 	}
-	if err != nil && !errors.Is(err, os.ErrExist) {
+	there := errors.Is(err, os.ErrExist)
+	if err != nil && !there {
 		return err
 	}
 	// One that is there may have been made just before a crash.
-	return files.syncDir(filepath.Dir(dir))
+	if err = files.syncDir(filepath.Dir(dir)); there && errors.Is(err, os.ErrPermission) {
+		return nil // Another has made it, who could have this synced.
+	}
+	return err
 }
 
-// removeAll removes a file or a directory with what is in it.
+// removeAll removes a file or a directory with what is in it, but for what symbolic links in it
+// lead to, whosever that is.
 func removeAll(files fileSystem, path string) error {
 	infos, err := files.list(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -139,7 +144,7 @@ func removeAll(files fileSystem, path string) error {
 	if err == nil {
 		for _, info := range infos {
 			inner := filepath.Join(path, info.name)
-			if info.dir {
+			if info.dir && !info.link {
 				err = removeAll(files, inner)
 			} else {
 				err = files.remove(inner)

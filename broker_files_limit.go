@@ -4,8 +4,15 @@ package robust
 
 import (
 	"math"
+	"os"
 	"syscall"
 )
+
+// nameless tells whether a file that is open has no name any more.
+func nameless(info os.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Nlink == 0
+}
 
 // openFileLimit returns how many files the process may have open, as far as is known.
 func openFileLimit() int {

@@ -2,7 +2,13 @@
 
 package robust
 
-import "math"
+import (
+	"math"
+	"os"
+)
+
+// nameless tells whether a file that is open has no name any more, as far as is known.
+func nameless(os.FileInfo) bool { return false }
 
 // openFileLimit returns how many files the process may have open, as far as is known.
 func openFileLimit() int { return math.MaxInt32 }

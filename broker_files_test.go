@@ -171,7 +171,7 @@ func TestFilesNames(t *testing.T) {
 		require.Equal(t, "c d/ ", names(dir))
 		infos, err := files.list(path("d"))
 		require.NoError(t, err)
-		require.Equal(t, []fileInfo{{"a", 2, false}, {"b", 1, false}}, infos)
+		require.Equal(t, []fileInfo{{name: "a", size: 2}, {name: "b", size: 1}}, infos)
 		_, err = files.list(path("none"))
 		require.ErrorIs(t, err, fs.ErrNotExist)
 		require.ErrorContains(t, err, path("none"))

@@ -43,15 +43,12 @@ func (l *diskLog) syncWritten(all bool) error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
-		l.mu.Lock()
-		cut := s.cut
-		s.cut = false
-		l.mu.Unlock()
-		if cut || !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos {
+		if cut, grown := l.unsynced(s, end); cut || grown {
 			if l.dropped(s) {
 				continue
 			}
-			if err := l.syncUpTo(s, *end); err != nil {
+			err := l.syncUpTo(s, *end)
+			if err != nil && (grown || !errors.Is(err, errNameless)) { // Nobody will find what was cut off there.
 				return l.syncFailed(s, err)
 			}
 		}
@@ -74,6 +71,16 @@ func (l *diskLog) syncWritten(all bool) error {
 		}
 	}
 	return nil
+}
+
+// unsynced tells what has become of a segment since it was synced: something was cut off, which
+// it no longer says afterwards, or there is more.
+func (l *diskLog) unsynced(s *segment, end *indexEntry) (cut, grown bool) {
+	l.mu.Lock()
+	cut = s.cut
+	s.cut = false
+	l.mu.Unlock()
+	return cut, !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos
 }
 
 // syncUpTo syncs what has been written of a segment.
@@ -232,6 +239,9 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	l.doubtful = true
 	from := l.synced.at.offset
 	if always {
+		if errors.Is(cause, errNameless) {
+			l.gap = s // What stands before the cut is gone, too.
+		}
 		l.store.warn.warn("sync failed; what was not acknowledged is given up", l.name, "log", l.name, "file", s.log.path, "error", cause)
 	} else {
 		i := slices.Index(w.segments, s)

@@ -493,13 +493,28 @@ func (l *diskLog) dropSynced(offset int64) error {
 // startName is the file that keeps a log's start where no segment begins.
 const startName = "start.json"
 
+// storedStart says, too, whose start it is, if the file is not from before that was kept.
 type storedStart struct {
-	Start int64 `json:"start"`
+	Start     int64  `json:"start"`
+	TopicID   string `json:"topic_id,omitempty"`
+	Partition int32  `json:"partition,omitempty"`
+}
+
+// readStart reads the oldest offset of a log that may be read.
+func readStart(files fileSystem, path string, h segmentHeader) (int64, error) {
+	var kept storedStart
+	if err := readJSON(files, path, &kept); err != nil {
+		return 0, err
+	}
+	if kept.TopicID != "" && (kept.TopicID != h.topicID || kept.Partition != h.partition) {
+		return 0, &CorruptError{File: path, From: -1, To: -1, Reason: string(damageForeign)}
+	}
+	return kept.Start, nil
 }
 
 // keepStart keeps the oldest offset that may be read.
 func (l *diskLog) keepStart(offset int64) error {
-	err := l.store.replaceJSON(filepath.Join(l.dir, startName), storedStart{offset})
+	err := l.store.replaceJSON(filepath.Join(l.dir, startName), storedStart{offset, l.header.topicID, l.header.partition})
 	if err == nil {
 		err = l.store.cache.syncDir(filepath.Dir(l.dir)) // The directory may be new itself.
 	}

@@ -68,6 +68,8 @@ type recovery struct {
 	known    bool  // there is one
 	entries  int64 // of that index, up to the frontier
 
+	gone *CorruptError // the last segment, if look has found that it is missing
+
 	lost *segment // has lost what was synced; nothing more may be written to it
 
 	producers producerRecovery
@@ -98,14 +100,24 @@ func (r *recovery) collect(infos []fileInfo) error {
 				return err
 			}
 		case info.name == startName:
-			var kept storedStart
-			if err := readJSON(files, path, &kept); err != nil {
+			var err error
+			if v.start, err = readStart(files, path, l.header); err != nil {
 				return err
 			}
-			v.start = kept.Start
 		}
 	}
 	r.sortSegments()
+	lost, err := l.missingEnd(v, indexes)
+	if err != nil {
+		return err
+	}
+	if lost != nil {
+		s, err := l.standIn(lost.From)
+		if err != nil {
+			return err
+		}
+		v.segments = append(v.segments, s)
+	}
 	for _, name := range indexes {
 		base, ok := parseSegmentName(name, indexSuffix)
 		if !ok || !slices.ContainsFunc(v.segments, func(s *segment) bool { return s.header.base == base }) {
@@ -209,6 +221,7 @@ func (r *recovery) look() error {
 	if err != nil {
 		return storageError(err)
 	}
+	var indexes []string
 	for _, info := range infos {
 		h := r.log.header
 		var ok bool
@@ -216,9 +229,14 @@ func (r *recovery) look() error {
 			s := newSegment(r.log.store.cache, r.log.dir, h)
 			s.size = info.size
 			r.view.segments = append(r.view.segments, s)
+		} else if strings.HasSuffix(info.name, indexSuffix) {
+			indexes = append(indexes, info.name)
 		}
 	}
 	r.sortSegments()
+	if r.gone, err = r.log.missingEnd(r.view, indexes); err != nil {
+		return storageError(err)
+	}
 	for len(r.view.segments) > 1 && r.view.segments[1].header.base <= r.view.start {
 		r.view.segments = r.view.segments[1:]
 	}
@@ -269,28 +287,13 @@ func (r *recovery) sync() error {
 func (r *recovery) findFrontier() error {
 	v := r.view
 	for i := len(v.segments) - 1; i >= 0; i-- {
-		s := v.segments[i]
-		c := s.index.file.Load()
-		f, err := c.acquire(os.O_RDONLY)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errIndexDamaged) {
-			continue
-		}
+		e, entries, err := v.segments[i].lastSynced()
 		if err != nil {
 			return err
 		}
-		count, err := indexCount(f)
-		if err == nil {
-			r.frontier, r.entries, err = lastEntry(f, count, func(e *indexEntry) bool {
-				return e.flags&indexSynced != 0 && e.offset >= s.header.base
-			})
-		}
-		c.release()
-		switch {
-		case err == nil && r.entries > 0:
-			r.at, r.known = i, true
+		if entries > 0 {
+			r.frontier, r.entries, r.at, r.known = e, entries, i, true
 			return nil
-		case err != nil && !errors.Is(err, errIndexDamaged):
-			return err
 		}
 	}
 	r.frontier = indexEntry{offset: v.segments[0].header.base, pos: segmentHeaderSize, maxTime: math.MinInt64}

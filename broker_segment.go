@@ -272,6 +272,26 @@ func (s *segment) placed(f file, e place, limit int64) bool {
 	return false
 }
 
+// lastSynced returns the last place in a segment that its index says is synced, and how many
+// entries there are up to there; none if the index is missing or damaged.
+func (s *segment) lastSynced() (e indexEntry, entries int64, err error) {
+	c := s.index.file.Load()
+	f, err := c.acquire(os.O_RDONLY)
+	if err == nil {
+		var count int64
+		if count, err = indexCount(f); err == nil {
+			e, entries, err = lastEntry(f, count, func(e *indexEntry) bool {
+				return e.flags&indexSynced != 0 && e.offset >= s.header.base
+			})
+		}
+		c.release()
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errIndexDamaged) {
+		return indexEntry{}, 0, nil
+	}
+	return e, entries, err
+}
+
 // retire closes the segment's files once nobody uses them.
 func (s *segment) retire() {
 	s.log.retire()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 )
@@ -36,4 +37,15 @@ func heldBy(content []byte) string {
 		return ""
 	}
 	return fmt.Sprintf(": by process %d on %s since %s", h.PID, h.Host, h.Since.Format(time.DateTime))
+}
+
+// bothLocks are a directory's lock, nil where there is none, and that of a file in it.
+type bothLocks struct{ dir, file io.Closer }
+
+func (l bothLocks) Close() error {
+	err := l.file.Close()
+	if l.dir != nil {
+		err = errors.Join(err, l.dir.Close())
+	}
+	return err
 }

@@ -42,3 +42,21 @@ func lockFile(name string, content []byte) (held io.Closer, holder []byte, err e
 	}
 	return f, nil, nil
 }
+
+// lockDir takes a lock of a directory itself, which stays with it whatever becomes of the files
+// in it. The error is errLocked if another has it. Where a file system has no such locks, held is
+// nil.
+func lockDir(name string) (held io.Closer, err error) {
+	d, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	switch {
+	case err == nil:
+		return d, nil
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return nil, errors.Join(errLocked, d.Close())
+	}
+	return nil, d.Close()
+}

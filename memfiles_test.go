@@ -311,7 +311,7 @@ func (m *memFiles) list(dir string) ([]fileInfo, error) {
 	}
 	infos := make([]fileInfo, 0, len(n.entries))
 	for name, e := range n.entries {
-		infos = append(infos, fileInfo{name, int64(len(e.data)), e.dir})
+		infos = append(infos, fileInfo{name: name, size: int64(len(e.data)), dir: e.dir})
 	}
 	slices.SortFunc(infos, func(a, b fileInfo) int { return strings.Compare(a.name, b.name) })
 	return infos, nil
