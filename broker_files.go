@@ -163,7 +163,10 @@ func (f osFile) sync() error {
 	}
 	info, err := f.Stat()
 	if err == nil && nameless(info) {
-		err = &os.PathError{Op: "sync", Path: f.Name(), Err: errNameless}
+		// Some file systems count no names at all.
+		if named, e := os.Stat(f.Name()); e != nil || !os.SameFile(info, named) {
+			err = &os.PathError{Op: "sync", Path: f.Name(), Err: errNameless}
+		}
 	}
 	return err
 }
