@@ -182,6 +182,50 @@ func TestAsyncTopicIsMadeAnew(t *testing.T) {
 	}
 }
 
+// TestAsyncPartitionIsGone has messages that name a partition share a batch with others that
+// came to it by their key, and the topic made anew without that partition: only the former
+// fail.
+func TestAsyncPartitionIsGone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 3)
+		c := quietClient(t, b)
+		p := faultAsync(t, c)
+		var told outcomes
+		n := 0
+		send := func(partition int32, key string) {
+			m := NewMessage(faultTopic, fmt.Append(nil, n))
+			m.Key, m.Partition = []byte(key), partition
+			require.NoError(t, p.SendFunc(t.Context(), m, told.done))
+			n++
+		}
+		key := ""
+		for i := 0; key == ""; i++ {
+			send(PartitionAny, fmt.Sprint(i))
+			require.NoError(t, p.Flush(t.Context()))
+			if told.of(t, fmt.Sprint(n-1)).receipt.Partition == 2 {
+				key = fmt.Sprint(i)
+			}
+		}
+		admin := quietClient(t, b).Admin()
+		require.NoError(t, admin.DeleteTopic(t.Context(), faultTopic))
+		require.NoError(t, admin.CreateTopic(t.Context(), faultTopic, 1, nil))
+		synctest.Wait()
+		before := n
+		for range 10 {
+			send(2, "")
+			send(PartitionAny, key)
+		}
+		require.NoError(t, p.Flush(t.Context()))
+		for i := before; i < n; i += 2 {
+			require.ErrorIs(t, told.of(t, fmt.Sprint(i)).err, ErrPartitionNotFound)
+			x := told.of(t, fmt.Sprint(i+1))
+			require.NoError(t, x.err)
+			require.EqualValues(t, 0, x.receipt.Partition)
+		}
+		require.Len(t, stored(t, b, 0), 10)
+	})
+}
+
 // TestAsyncTopicComesAndGoes deletes a topic and makes it anew while batches are on their way.
 // What is stored at last is there once, in order, and no message has failed for another
 // reason than that the topic was not there.

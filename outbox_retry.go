@@ -30,7 +30,10 @@ func (q *outQueue) failedLocked(b *outBatch, err error) (done []*outBatch) {
 		// An answer that makes no sense does not tell that nothing was stored.
 		b.inDoubt = b.inDoubt || errors.Is(err, ErrMalformed) && !refused(err)
 		if q.anotherWayLocked(b, err) {
-			b.fail(context.Canceled) // For those that nobody waits for.
+			if !b.isWantedLocked() {
+				err = context.Canceled // For those that nobody waits for.
+			}
+			b.fail(err)
 			return []*outBatch{b}
 		}
 		again = false
@@ -82,17 +85,19 @@ func (q *outQueue) anotherWayLocked(b *outBatch, err error) bool {
 }
 
 // rerouteLocked has partitions chosen anew, once, for messages whose partition was chosen
-// by what is out of date.
+// by what is out of date. It tells whether there are any; the others stay in the batch.
 func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 	chosen := func(i int) bool { return b.entries[i].anywhere && !b.entries[i].moved }
 	source, failed := b.source()
 	if failed != nil || q.partition == PartitionAny {
 		return false
 	}
+	some := false
 	for i := range b.entries {
-		if b.wanted(i) && !chosen(i) {
-			return false
-		}
+		some = some || b.wanted(i) && chosen(i)
+	}
+	if !some {
+		return false
 	}
 	if q.firstLocked(b) {
 		q.renumber = true
@@ -104,7 +109,7 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 		if more, err := records.next(&m); err != nil || !more {
 			break // It is of our own making.
 		}
-		if b.wanted(i) {
+		if b.wanted(i) && chosen(i) {
 			e := b.entries[i]
 			e.moved = true
 			m.Topic, m.Partition = q.topic.name, PartitionAny
