@@ -7,9 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -155,11 +153,4 @@ func (b *consumeBench) runEach() {
 		}).ConsumeClaim(s, c)
 	})
 	require.NoError(b, g.Consume(b.ctx, []string{faultTopic}, h))
-}
-
-// cpuTime is what this process has used.
-func cpuTime(b testing.TB) time.Duration {
-	var u syscall.Rusage
-	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
