@@ -1,0 +1,98 @@
+package robust
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What is synced behind a segment that could not be synced is promised only once its index says
+// so on stable storage. Where that failed the appends that had waited were told that they were
+// synced, and a power failure took them with what stood before them.
+func TestIndexFailsBehindFailedSync(t *testing.T) {
+	for seed := range uint64(40) {
+		m := newMemFiles(seed)
+		require.NoError(t, m.mkdir("/data"))
+		require.NoError(t, m.syncDir("/"))
+		policy := SyncInterval(time.Hour)
+		l := openLossLog(t, lossStore(m, policy), lossConfig())
+		require.NoError(t, appendOne(l, AcksSynced).Err)
+		syncs := true
+		m.setFault(func(op fileOp) fault {
+			switch {
+			case op.kind == "open" && strings.HasSuffix(op.path, indexSuffix):
+				return fault{err: syscall.EIO}
+			case op.kind == "sync" && strings.HasSuffix(op.path, segmentSuffix) && syncs:
+				return fault{err: syscall.EIO, drop: true}
+			}
+			return fault{}
+		})
+		require.ErrorIs(t, appendOne(l, AcksSynced).Err, ErrStorage)
+		syncs = false
+		promised := int64(1)
+		for range 3 {
+			if r := appendOne(l, AcksSynced); r.Err == nil {
+				promised = r.BaseOffset + 1
+			}
+		}
+		if seed%2 == 0 { // It can be written again.
+			m.clearFault()
+			last := appendOne(l, AcksSynced)
+			require.NoError(t, last.Err)
+			promised = last.BaseOffset + 1
+		}
+		lost := openLossLog(t, lossStore(m.crash(rand.New(rand.NewPCG(seed, 3))), policy), lossConfig())
+		_, end := lost.Bounds()
+		require.GreaterOrEqual(t, end, promised, "seed %d", seed)
+	}
+}
+
+// A segment that cannot be synced does not keep those behind it from it: they were left for the
+// next append, however late that came, or for no one, when the log was closed, and kept files
+// open that others waited for.
+func TestSyncBehindFailedSync(t *testing.T) {
+	for _, closes := range []bool{false, true} {
+		t.Run(fmt.Sprint("closes ", closes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemFiles(1)
+				require.NoError(t, m.mkdir("/data"))
+				require.NoError(t, m.syncDir("/"))
+				store := lossStore(m, SyncInterval(time.Second))
+				done := make(chan struct{})
+				store.running.Go(func() { store.run(done) })
+				l := openLossLog(t, store, LogConfig{SegmentBytes: 1000})
+				require.NoError(t, appendOne(l, AcksSynced).Err)
+				first := l.visible.Load().segments[0].log.path
+				m.setFault(func(op fileOp) fault {
+					if op.kind == "sync" && op.path == first {
+						return fault{err: syscall.EIO, drop: true}
+					}
+					return fault{}
+				})
+				for range 12 {
+					require.NoError(t, appendOne(l, AcksStored).Err)
+				}
+				_, segments := l.Size()
+				require.Greater(t, segments, 2)
+				if closes {
+					require.ErrorIs(t, l.Close(), ErrStorage)
+				} else {
+					time.Sleep(5 * time.Second) //nolint:forbidigo // of fake time
+					synctest.Wait()
+				}
+				close(done)
+				store.running.Wait()
+				require.Empty(t, store.unsaved, "files that are kept open")
+				lost := openLossLog(t, lossStore(m.crash(rand.New(rand.NewPCG(1, 3))), SyncNever), lossConfig())
+				_, end := lost.Bounds()
+				require.EqualValues(t, 13, end)
+			})
+		})
+	}
+}
