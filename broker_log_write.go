@@ -339,13 +339,22 @@ func (l *diskLog) rollBehind(last indexEntry) error {
 	return storageError(l.roll())
 }
 
-// roll begins a segment at the log's end. One in which there is nothing will do, unless it
-// is sealed; then it makes way, since the other has the same name.
+// roll begins a segment at the log's end, and has it synced when its time has come.
 func (l *diskLog) roll() error {
+	begun, err := l.beginSegment()
+	if begun {
+		l.store.markDirty(l)
+	}
+	return err
+}
+
+// beginSegment begins a segment at the log's end. One in which there is nothing will do, unless
+// it is sealed; then it makes way, since the other has the same name.
+func (l *diskLog) beginSegment() (begun bool, err error) {
 	v := *l.written
 	if n := len(v.segments); n > 0 && v.segments[n-1].header.base == v.last.offset {
 		if !l.sealed {
-			return nil
+			return false, nil
 		}
 		if !slices.Contains(l.refused, v.segments[n-1]) {
 			l.refused = append(l.refused, v.segments[n-1])
@@ -354,11 +363,11 @@ func (l *diskLog) roll() error {
 		v.segments = v.segments[:n-1]
 	}
 	if err := l.removeRest(); err != nil {
-		return err
+		return false, err
 	}
 	if !l.made {
 		if err := l.store.files.mkdir(l.dir); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
+			return false, err
 		}
 		l.made = true
 	}
@@ -369,7 +378,7 @@ func (l *diskLog) roll() error {
 		// It may be there all the same, and the segment before it would seem to end here.
 		l.refused = append(l.refused, s)
 		_ = l.removeRest() // Tried again before the next write.
-		return err
+		return false, err
 	}
 	s.index.count = 0
 	caughtUp := l.visible.Load().last == v.last
@@ -388,8 +397,7 @@ func (l *diskLog) roll() error {
 		l.visible.Store(&v)
 	}
 	l.mu.Unlock()
-	l.store.markDirty(l)
-	return nil
+	return true, nil
 }
 
 // createSegment makes a segment's file.

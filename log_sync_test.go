@@ -3,6 +3,7 @@ package robust
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,6 +93,71 @@ func TestSyncBehindFailedSync(t *testing.T) {
 				lost := openLossLog(t, lossStore(m.crash(rand.New(rand.NewPCG(1, 3))), SyncNever), lossConfig())
 				_, end := lost.Bounds()
 				require.EqualValues(t, 13, end)
+			})
+		})
+	}
+}
+
+// A log that is being opened belongs to who opens it: the store synced it beside, as soon as
+// recovery had begun a segment, and went on with it where the opening failed.
+func TestRecoveryIsAlone(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		t.Run(fmt.Sprint("fails ", fails), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemFiles(1)
+				require.NoError(t, m.mkdir("/data"))
+				l := openLossLog(t, lossStore(m, SyncAlways), lossConfig())
+				for range 3 {
+					require.NoError(t, appendOne(l, AcksSynced).Err)
+				}
+				path := l.visible.Load().segments[0].log.path
+				require.NoError(t, l.Close())
+				f, err := m.open(path, os.O_RDWR)
+				require.NoError(t, err)
+				size, err := f.size()
+				require.NoError(t, err)
+				require.NoError(t, f.truncate(size-10)) // The log goes on in another segment.
+				require.NoError(t, f.Close())
+
+				store := lossStore(m, SyncAlways)
+				done := make(chan struct{})
+				store.running.Go(func() { store.run(done) })
+				begun, opening := false, true
+				m.setFault(func(op fileOp) fault {
+					begun = begun || op.kind == "open" && strings.HasSuffix(op.path, "3"+segmentSuffix)
+					if !opening {
+						t.Errorf("%v beside the opening", op)
+					}
+					if op.kind != "sync" || !begun {
+						return fault{}
+					}
+					opening = false
+					time.Sleep(5 * time.Second) //nolint:forbidigo // of fake time
+					synctest.Wait()
+					opening = true
+					if fails {
+						return fault{err: syscall.EIO}
+					}
+					return fault{}
+				})
+				l, err = openLog(t.Context(), store, "/data/0", "t/0", segmentHeader{topicID: "id"}, lossConfig(), logEvents{})
+				opening = !fails
+				time.Sleep(5 * time.Second) //nolint:forbidigo // of fake time
+				close(done)
+				store.running.Wait()
+				m.clearFault()
+				require.True(t, begun)
+				require.Empty(t, store.unsaved, "files that are kept open")
+				if fails {
+					require.ErrorIs(t, err, ErrStorage)
+					l = openLossLog(t, lossStore(m, SyncAlways), lossConfig())
+				} else {
+					require.NoError(t, err)
+				}
+				r := appendOne(l, AcksSynced)
+				require.NoError(t, r.Err)
+				require.EqualValues(t, 3, r.BaseOffset)
+				require.NoError(t, l.Close())
 			})
 		})
 	}
