@@ -162,3 +162,46 @@ func TestRecoveryIsAlone(t *testing.T) {
 		})
 	}
 }
+
+// An index that is made anew says only of what is synced that it is: it said so of a whole
+// segment as soon as another was begun, and a power failure left a hole there instead of the
+// log's end.
+func TestIndexMadeAnewBeforeSync(t *testing.T) {
+	put := func(l *diskLog, acks Acks) {
+		done := make(chan AppendResult, 1)
+		l.Append(appendBatch(nil, &Message{Value: make([]byte, 5000)}), acks, func(r AppendResult) { done <- r })
+		require.NoError(t, (<-done).Err)
+	}
+	for seed := range uint64(20) {
+		m := newMemFiles(seed)
+		require.NoError(t, m.mkdir("/data"))
+		require.NoError(t, m.syncDir("/"))
+		policy := SyncInterval(time.Hour)
+		l := openLossLog(t, lossStore(m, policy), LogConfig{SegmentBytes: 100_000})
+		for range 10 {
+			put(l, AcksSynced)
+		}
+		for range 12 {
+			put(l, AcksStored)
+		}
+		_, segments := l.Size()
+		require.Equal(t, 2, segments)
+		f, err := m.open(segmentPath("/data/0", 0, indexSuffix), os.O_RDWR)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte("damaged!"), segmentHeaderSize)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		r, err := l.Read(t.Context(), 0, 1)
+		require.NoError(t, err)
+		r.Release()
+		lost := openLossLog(t, lossStore(m.crash(rand.New(rand.NewPCG(seed, 3))), policy), lossConfig())
+		_, end := lost.Bounds()
+		require.GreaterOrEqual(t, end, int64(10))
+		for at := int64(0); at < end; at++ {
+			r, err := lost.Read(t.Context(), at, 1)
+			require.NoError(t, err, "seed %d, offset %d of %d", seed, at, end)
+			r.Release()
+		}
+		require.NoError(t, lost.Close())
+	}
+}
