@@ -47,6 +47,10 @@ type diskLog struct {
 	// certain that the log goes on: after a power failure the segment may be gone.
 	gap   *segment
 	clean indexEntry // the log's end when it was opened, if that is in its index
+	// left are segments that are gone from the log's front, and whose files could not be
+	// removed yet; leaves tells whether there are any, whoever has the token.
+	left   []*segment
+	leaves atomic.Bool
 
 	mu      sync.Mutex // guards the following; not held across I/O
 	queue   []*logJob

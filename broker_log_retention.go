@@ -22,6 +22,11 @@ func (l *diskLog) Size() (bytes int64, segments int) {
 
 func (l *diskLog) Expire(now time.Time) error {
 	l.expireProducers(now)
+	return errors.Join(l.retryRemoval(), l.expireSegments(now))
+}
+
+// expireSegments removes what is past its retention.
+func (l *diskLog) expireSegments(now time.Time) error {
 	c := l.config.Load()
 	v := l.visible.Load()
 	if l.ended.Load() || len(v.segments) == 0 {
@@ -57,6 +62,19 @@ func (l *diskLog) Expire(now time.Time) error {
 		return errors.Join(err, l.drop(v.segments[old].header.base))
 	}
 	return l.drop(v.last.offset)
+}
+
+// retryRemoval removes what could not be removed when it was gone from the log.
+func (l *diskLog) retryRemoval() error {
+	if !l.leaves.Load() {
+		return nil
+	}
+	_ = l.acquireSync(context.Background()) // Has no end.
+	defer l.releaseSync()
+	if l.ended.Load() {
+		return nil // What is left the next who opens the log removes.
+	}
+	return storageError(l.removeLeft())
 }
 
 func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {

@@ -489,13 +489,25 @@ func (l *diskLog) dropSynced(offset int64) error {
 		}
 		return nil
 	})
-	errs := []error{err}
 	for _, s := range old {
 		l.settle(s)
-		errs = append(errs, l.removeSegment(s))
 	}
+	l.left = append(l.left, old...)
+	return storageError(errors.Join(err, l.removeLeft()))
+}
+
+// removeLeft removes the segments that are gone from the log's front; the caller has the sync
+// token.
+func (l *diskLog) removeLeft() error {
+	var errs []error
+	l.left = slices.DeleteFunc(l.left, func(s *segment) bool {
+		err := l.removeSegment(s)
+		errs = append(errs, err)
+		return err == nil
+	})
+	l.leaves.Store(len(l.left) > 0)
 	l.store.reserve.fill() // Before others take what has become free.
-	return storageError(errors.Join(errs...))
+	return errors.Join(errs...)
 }
 
 // startName is the file that keeps a log's start where no segment begins.

@@ -3,6 +3,7 @@ package robust
 import (
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -150,4 +151,35 @@ func TestLogsAllTrimAtOnce(t *testing.T) {
 		close(done)
 		store.running.Wait()
 	})
+}
+
+// Segments whose files could not be removed were forgotten, and took room until the log was
+// opened again.
+func TestRetentionRemovesLater(t *testing.T) {
+	m := newLossFiles(t)
+	l := openLossLog(t, lossStore(m, SyncNever), LogConfig{SegmentBytes: 1000, RetentionBytes: 1})
+	for range 30 {
+		require.NoError(t, appendOne(l, AcksStored).Err)
+	}
+	m.setFault(func(op fileOp) fault {
+		if op.kind == "remove" {
+			return fault{err: syscall.EIO}
+		}
+		return fault{}
+	})
+	require.ErrorIs(t, l.Expire(time.Now()), ErrStorage)
+	start, _ := l.Bounds()
+	require.Positive(t, start)
+	require.ErrorIs(t, l.Expire(time.Now()), ErrStorage)
+	m.clearFault()
+	require.NoError(t, l.Expire(time.Now()))
+	for _, path := range m.paths() {
+		if base, ok := parseSegmentName(filepath.Base(path), segmentSuffix); ok {
+			require.GreaterOrEqual(t, base, start, path)
+		}
+	}
+	before := m.count.Load()
+	require.NoError(t, l.Expire(time.Now()))
+	require.Equal(t, before, m.count.Load())
+	require.NoError(t, l.Close())
 }
