@@ -124,13 +124,16 @@ func (l *diskLog) drop(offset int64) error {
 	if len(v.segments) == 0 || v.next(0) > offset {
 		return nil
 	}
-	// What is left must be found again before the rest is gone: after a power failure
-	// the log would begin at 0.
-	if err := l.syncAll(); err != nil {
-		return err
-	}
 	_ = l.acquireSync(context.Background()) // Has no end.
 	defer l.releaseSync()
+	if l.ended.Load() {
+		return nil // The files may be another's by now.
+	}
+	// What is left must be found again before the rest is gone: after a power failure
+	// the log would begin at 0.
+	if err := l.syncWritten(true); err != nil {
+		return err
+	}
 	return l.dropSynced(offset)
 }
 
@@ -138,5 +141,8 @@ func (l *diskLog) drop(offset int64) error {
 func (l *diskLog) syncAll() error {
 	_ = l.acquireSync(context.Background()) // Has no end.
 	defer l.releaseSync()
+	if l.ended.Load() {
+		return ErrClosed
+	}
 	return l.syncWritten(true)
 }

@@ -14,6 +14,10 @@ import (
 // for, and full segments. Appends that come during one sync share the next.
 func (l *diskLog) syncNow() {
 	_ = l.acquireSync(context.Background()) // Has no end.
+	if l.ended.Load() {
+		l.releaseSync() // Close has synced it, or could not.
+		return
+	}
 	l.mu.Lock()
 	all := l.store.policy != SyncNever || len(l.waiters) > 0
 	l.mu.Unlock()

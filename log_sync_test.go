@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,5 +204,37 @@ func TestIndexMadeAnewBeforeSync(t *testing.T) {
 			r.Release()
 		}
 		require.NoError(t, lost.Close())
+	}
+}
+
+// A log that is closed leaves its files alone, whatever was still to be synced or removed: they
+// may be another's by then.
+func TestClosedLogIsLeftAlone(t *testing.T) {
+	for _, policy := range []SyncPolicy{SyncAlways, SyncInterval(time.Hour)} {
+		t.Run(policy.String(), func(t *testing.T) {
+			m := newLossFiles(t)
+			l := openLossLog(t, lossStore(m, policy), LogConfig{SegmentBytes: 1000, RetentionBytes: 1})
+			for range 20 {
+				require.NoError(t, appendOne(l, AcksStored).Err)
+			}
+			m.setFault(func(op fileOp) fault {
+				if slices.Contains([]string{"sync", "remove", "truncate"}, op.kind) {
+					return fault{err: syscall.EIO}
+				}
+				return fault{}
+			})
+			_ = l.exclusive(func() error { // Something is to be synced.
+				l.written.segments[len(l.written.segments)-1].cut = true
+				return nil
+			})
+			require.ErrorIs(t, l.Close(), ErrStorage)
+			m.clearFault()
+			before := m.count.Load()
+			l.syncNow()
+			require.NoError(t, l.drop(l.visible.Load().last.offset))
+			require.NoError(t, l.Expire(time.Now()))
+			require.ErrorIs(t, l.DeleteBefore(t.Context(), 1), ErrClosed)
+			require.Equal(t, before, m.count.Load(), "operations on files")
+		})
 	}
 }
