@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const (
@@ -126,8 +127,14 @@ func makeDir(files fileSystem, dir string) error {
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// One that is there may have been made just before a crash.
-	return files.syncDir(filepath.Dir(dir))
+	// One that is there may have been made just before a crash; not, where what it is in may not
+	// be read, or changed, or cannot be synced: it may belong to others, or be of another kind.
+	there := err != nil
+	err = files.syncDir(filepath.Dir(dir))
+	if there && (errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EINVAL)) {
+		return nil
+	}
+	return err
 }
 
 // removeAll removes a file or a directory with what is in it.

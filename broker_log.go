@@ -233,14 +233,16 @@ func (s *logStore) run(done <-chan struct{}) {
 
 // replaceJSON keeps a value in a file, in place of what it had.
 func (s *logStore) replaceJSON(path string, value any) error {
-	if s.reserve == nil {
-		return replaceJSON(s.files, path, value)
-	}
 	data, err := sealJSON(value)
 	if err != nil {
 		return err
 	}
-	return s.reserve.replaceFile(path, data)
+	return s.cache.givingWay(func() error {
+		if s.reserve == nil {
+			return replaceFile(s.files, path, data)
+		}
+		return s.reserve.replaceFile(path, data)
+	})
 }
 
 func (s *logStore) forget(l *diskLog) {

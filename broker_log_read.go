@@ -391,7 +391,7 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	for i := range entries {
 		data = entries[i].append(data)
 	}
-	if err := replaceFile(l.store.files, path, data); err != nil {
+	if err := l.store.cache.givingWay(func() error { return replaceFile(l.store.files, path, data) }); err != nil {
 		return err
 	}
 	flushed := int64(segmentHeaderSize)
