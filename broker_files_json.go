@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const (
@@ -127,9 +128,11 @@ func makeDir(files fileSystem, dir string) error {
 	if err != nil && !there {
 		return err
 	}
-	// One that is there may have been made just before a crash.
-	if err = files.syncDir(filepath.Dir(dir)); there && errors.Is(err, os.ErrPermission) {
-		return nil // Another has made it, who could have this synced.
+	// One that is there may have been made just before a crash; not, where what it is in may not
+	// be read, or changed, or cannot be synced: it may belong to others, or be of another kind.
+	err = files.syncDir(filepath.Dir(dir))
+	if there && (errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EINVAL)) {
+		return nil
 	}
 	return err
 }

@@ -17,7 +17,7 @@ import (
 // A segment's index tells where batches are, every indexInterval bytes or so, and up to
 // where the segment is known to have reached stable storage. It is a help: what it says
 // is checked against the segment, and it can be made anew from it. Behind a header (see
-// broker_segment.go) it has entries of 40 bytes, big-endian:
+// broker_file_header.go) it has entries of 40 bytes, big-endian:
 //
 //	 0  offset       int64   base offset of the batch at position, or the next offset at the segment's end
 //	 8  position     uint32  in the segment

@@ -47,6 +47,10 @@ type diskLog struct {
 	// certain that the log goes on: after a power failure the segment may be gone.
 	gap   *segment
 	clean indexEntry // the log's end when it was opened, if that is in its index
+	// left are segments that are gone from the log's front, and whose files could not be
+	// removed yet; leaves tells whether there are any, whoever has the token.
+	left   []*segment
+	leaves atomic.Bool
 
 	mu      sync.Mutex // guards the following; not held across I/O
 	queue   []*logJob
@@ -229,14 +233,16 @@ func (s *logStore) run(done <-chan struct{}) {
 
 // replaceJSON keeps a value in a file, in place of what it had.
 func (s *logStore) replaceJSON(path string, value any) error {
-	if s.reserve == nil {
-		return replaceJSON(s.files, path, value)
-	}
 	data, err := sealJSON(value)
 	if err != nil {
 		return err
 	}
-	return s.reserve.replaceFile(path, data)
+	return s.cache.givingWay(func() error {
+		if s.reserve == nil {
+			return replaceFile(s.files, path, data)
+		}
+		return s.reserve.replaceFile(path, data)
+	})
 }
 
 func (s *logStore) forget(l *diskLog) {

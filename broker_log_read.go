@@ -376,8 +376,8 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	// What the log knows no more now it need not have known before.
 	entries[len(entries)-1].flags |= v.last.flags & indexProducers
 	end := entries[len(entries)-1]
-	last := i == len(v.segments)-1
-	if last && (l.synced.segment != s.header.base || l.synced.at.pos != end.pos) {
+	if base := s.header.base; base > l.synced.segment || base == l.synced.segment && l.synced.at.pos != end.pos {
+		// It is not synced up to its end.
 		entries = entries[:len(entries)-1]
 		if l.synced.segment == s.header.base {
 			at := l.synced.at
@@ -391,7 +391,7 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	for i := range entries {
 		data = entries[i].append(data)
 	}
-	if err := replaceFile(l.store.files, path, data); err != nil {
+	if err := l.store.cache.givingWay(func() error { return replaceFile(l.store.files, path, data) }); err != nil {
 		return err
 	}
 	flushed := int64(segmentHeaderSize)

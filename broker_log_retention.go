@@ -22,6 +22,11 @@ func (l *diskLog) Size() (bytes int64, segments int) {
 
 func (l *diskLog) Expire(now time.Time) error {
 	l.expireProducers(now)
+	return errors.Join(l.retryRemoval(), l.expireSegments(now))
+}
+
+// expireSegments removes what is past its retention.
+func (l *diskLog) expireSegments(now time.Time) error {
 	c := l.config.Load()
 	v := l.visible.Load()
 	if l.ended.Load() || len(v.segments) == 0 {
@@ -57,6 +62,19 @@ func (l *diskLog) Expire(now time.Time) error {
 		return errors.Join(err, l.drop(v.segments[old].header.base))
 	}
 	return l.drop(v.last.offset)
+}
+
+// retryRemoval removes what could not be removed when it was gone from the log.
+func (l *diskLog) retryRemoval() error {
+	if !l.leaves.Load() {
+		return nil
+	}
+	_ = l.acquireSync(context.Background()) // Has no end.
+	defer l.releaseSync()
+	if l.ended.Load() {
+		return nil // What is left the next who opens the log removes.
+	}
+	return storageError(l.removeLeft())
 }
 
 func (l *diskLog) DeleteBefore(_ context.Context, offset int64) error {
@@ -106,13 +124,16 @@ func (l *diskLog) drop(offset int64) error {
 	if len(v.segments) == 0 || v.next(0) > offset {
 		return nil
 	}
-	// What is left must be found again before the rest is gone: after a power failure
-	// the log would begin at 0.
-	if err := l.syncAll(); err != nil {
-		return err
-	}
 	_ = l.acquireSync(context.Background()) // Has no end.
 	defer l.releaseSync()
+	if l.ended.Load() {
+		return nil // The files may be another's by now.
+	}
+	// What is left must be found again before the rest is gone: after a power failure
+	// the log would begin at 0.
+	if err := l.syncWritten(true); err != nil {
+		return err
+	}
 	return l.dropSynced(offset)
 }
 
@@ -120,5 +141,8 @@ func (l *diskLog) drop(offset int64) error {
 func (l *diskLog) syncAll() error {
 	_ = l.acquireSync(context.Background()) // Has no end.
 	defer l.releaseSync()
+	if l.ended.Load() {
+		return ErrClosed
+	}
 	return l.syncWritten(true)
 }

@@ -14,6 +14,10 @@ import (
 // for, and full segments. Appends that come during one sync share the next.
 func (l *diskLog) syncNow() {
 	_ = l.acquireSync(context.Background()) // Has no end.
+	if l.ended.Load() {
+		l.releaseSync() // Close has synced it, or could not.
+		return
+	}
 	l.mu.Lock()
 	all := l.store.policy != SyncNever || len(l.waiters) > 0
 	l.mu.Unlock()
@@ -29,7 +33,25 @@ func (l *diskLog) syncNow() {
 
 // syncWritten brings what has been written so far to stable storage, the last segment
 // only if all says so, and answers those who wait for that. The caller has the sync token.
+// Where a segment fails, and the log keeps it, those behind it are synced all the same: nobody
+// else may come to do it.
 func (l *diskLog) syncWritten(all bool) error {
+	l.mu.Lock()
+	last := l.written.lastBase()
+	l.mu.Unlock()
+	var errs []error
+	for {
+		err := l.syncSegments(all)
+		errs = append(errs, err)
+		// Each failure takes l.synced behind another segment.
+		if err == nil || l.store.policy == SyncAlways || l.synced.segment >= last {
+			return errors.Join(errs...)
+		}
+	}
+}
+
+// syncSegments is syncWritten up to the first failure.
+func (l *diskLog) syncSegments(all bool) error {
 	w, producers := l.viewToSync()
 	// What is kept of producers must not be ahead of what is synced.
 	all = all || producers != nil
@@ -88,8 +110,12 @@ func (l *diskLog) syncUpTo(s *segment, end indexEntry) error {
 	if err := l.syncSegment(s); err != nil {
 		return err
 	}
+	// Who is told that it is synced relies on the bridge, too.
+	if err := l.bridge(s, end); err != nil {
+		return err
+	}
 	l.synced = syncPoint{s.header.base, end}
-	return l.bridge(s, end)
+	return nil
 }
 
 // syncSegment syncs a segment's file, and its name when it is new.

@@ -339,13 +339,22 @@ func (l *diskLog) rollBehind(last indexEntry) error {
 	return storageError(l.roll())
 }
 
-// roll begins a segment at the log's end. One in which there is nothing will do, unless it
-// is sealed; then it makes way, since the other has the same name.
+// roll begins a segment at the log's end, and has it synced when its time has come.
 func (l *diskLog) roll() error {
+	begun, err := l.beginSegment()
+	if begun {
+		l.store.markDirty(l)
+	}
+	return err
+}
+
+// beginSegment begins a segment at the log's end. One in which there is nothing will do, unless
+// it is sealed; then it makes way, since the other has the same name.
+func (l *diskLog) beginSegment() (begun bool, err error) {
 	v := *l.written
 	if n := len(v.segments); n > 0 && v.segments[n-1].header.base == v.last.offset {
 		if !l.sealed {
-			return nil
+			return false, nil
 		}
 		if !slices.Contains(l.refused, v.segments[n-1]) {
 			l.refused = append(l.refused, v.segments[n-1])
@@ -354,11 +363,11 @@ func (l *diskLog) roll() error {
 		v.segments = v.segments[:n-1]
 	}
 	if err := l.removeRest(); err != nil {
-		return err
+		return false, err
 	}
 	if !l.made {
 		if err := l.store.files.mkdir(l.dir); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
+			return false, err
 		}
 		l.made = true
 	}
@@ -369,7 +378,7 @@ func (l *diskLog) roll() error {
 		// It may be there all the same, and the segment before it would seem to end here.
 		l.refused = append(l.refused, s)
 		_ = l.removeRest() // Tried again before the next write.
-		return err
+		return false, err
 	}
 	s.index.count = 0
 	caughtUp := l.visible.Load().last == v.last
@@ -388,8 +397,7 @@ func (l *diskLog) roll() error {
 		l.visible.Store(&v)
 	}
 	l.mu.Unlock()
-	l.store.markDirty(l)
-	return nil
+	return true, nil
 }
 
 // createSegment makes a segment's file.
@@ -481,13 +489,25 @@ func (l *diskLog) dropSynced(offset int64) error {
 		}
 		return nil
 	})
-	errs := []error{err}
 	for _, s := range old {
 		l.settle(s)
-		errs = append(errs, l.removeSegment(s))
 	}
+	l.left = append(l.left, old...)
+	return storageError(errors.Join(err, l.removeLeft()))
+}
+
+// removeLeft removes the segments that are gone from the log's front; the caller has the sync
+// token.
+func (l *diskLog) removeLeft() error {
+	var errs []error
+	l.left = slices.DeleteFunc(l.left, func(s *segment) bool {
+		err := l.removeSegment(s)
+		errs = append(errs, err)
+		return err == nil
+	})
+	l.leaves.Store(len(l.left) > 0)
 	l.store.reserve.fill() // Before others take what has become free.
-	return storageError(errors.Join(errs...))
+	return errors.Join(errs...)
 }
 
 // startName is the file that keeps a log's start where no segment begins.

@@ -279,6 +279,7 @@ func (r *recovery) sync() error {
 		l.synced = syncPoint{s.header.base, *end}
 		l.note(s, *end, !last)
 		s.complete = !last
+		l.settle(s)
 	}
 	return nil
 }
@@ -326,29 +327,31 @@ func (r *recovery) readTail(ctx context.Context) error {
 // rollBehindLoss begins a segment where nothing more may be written to the last one. If that
 // begins at the same offset, of which all is lost, it makes way.
 func (r *recovery) rollBehindLoss() error {
-	l, v := r.log, r.view
+	v := r.view
 	n := len(v.segments) - 1
 	if n < 0 || v.segments[n].header.base < v.last.offset {
-		err := l.roll()
-		r.view = l.written
-		return err
+		return r.beginSegment()
 	}
 	if err := r.takeOut(v.segments[n]); err != nil {
 		return err
 	}
 	v.segments = v.segments[:n]
 	if n == 0 {
-		err := l.roll()
-		r.view = l.written
-		return err
+		return r.beginSegment()
 	}
 	// Of the one before it no more is known than where it ends.
 	before := v.segments[n-1]
 	ending := before.ending.Load()
 	v.last.pos = before.size
-	err := l.roll()
+	err := r.beginSegment()
 	before.ending.Store(ending)
-	r.view = l.written
+	return err
+}
+
+// beginSegment begins a segment that only recovery syncs: nobody else is to know of the log.
+func (r *recovery) beginSegment() error {
+	_, err := r.log.beginSegment()
+	r.view = r.log.written
 	return err
 }
 

@@ -3,6 +3,7 @@ package robust
 import (
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -150,4 +151,91 @@ func TestLogsAllTrimAtOnce(t *testing.T) {
 		close(done)
 		store.running.Wait()
 	})
+}
+
+// Segments whose files could not be removed were forgotten, and took room until the log was
+// opened again.
+func TestRetentionRemovesLater(t *testing.T) {
+	m := newLossFiles(t)
+	l := openLossLog(t, lossStore(m, SyncNever), LogConfig{SegmentBytes: 1000, RetentionBytes: 1})
+	for range 30 {
+		require.NoError(t, appendOne(l, AcksStored).Err)
+	}
+	m.setFault(func(op fileOp) fault {
+		if op.kind == "remove" {
+			return fault{err: syscall.EIO}
+		}
+		return fault{}
+	})
+	require.ErrorIs(t, l.Expire(time.Now()), ErrStorage)
+	start, _ := l.Bounds()
+	require.Positive(t, start)
+	require.ErrorIs(t, l.Expire(time.Now()), ErrStorage)
+	m.clearFault()
+	require.NoError(t, l.Expire(time.Now()))
+	for _, path := range m.paths() {
+		if base, ok := parseSegmentName(filepath.Base(path), segmentSuffix); ok {
+			require.GreaterOrEqual(t, base, start, path)
+		}
+	}
+	before := m.count.Load()
+	require.NoError(t, l.Expire(time.Now()))
+	require.Equal(t, before, m.count.Load())
+	require.NoError(t, l.Close())
+}
+
+// A directory that is there need not be made to last: where what it is in may not be read, or
+// cannot be synced, no broker could be started.
+func TestDataDirBelowOthersDirectory(t *testing.T) {
+	for _, cause := range []syscall.Errno{syscall.EACCES, syscall.EPERM, syscall.EINVAL, syscall.EROFS} {
+		m := newLossFiles(t)
+		m.setFault(func(op fileOp) fault {
+			if op.path == "/" {
+				return fault{err: cause}
+			}
+			return fault{}
+		})
+		d, err := openDataDir(m, "/data", SyncAlways, newWarner(slog.New(slog.DiscardHandler)))
+		require.NoError(t, err, cause)
+		require.NoError(t, d.Close())
+		_, err = openDataDir(m, "/new", SyncAlways, newWarner(slog.New(slog.DiscardHandler)))
+		require.ErrorIs(t, err, cause, "one that was made is not known to last")
+	}
+	m := newLossFiles(t)
+	m.setFault(func(op fileOp) fault {
+		if op.path == "/" {
+			return fault{err: syscall.EIO}
+		}
+		return fault{}
+	})
+	_, err := openDataDir(m, "/data", SyncAlways, newWarner(slog.New(slog.DiscardHandler)))
+	require.ErrorIs(t, err, ErrStorage)
+}
+
+// Retention needs a file for where a log begins: where no more could be open it failed, however
+// many were kept open that nobody used.
+func TestRetentionWithoutHandles(t *testing.T) {
+	m := newLossFiles(t)
+	l := openLossLog(t, lossStore(m, SyncInterval(time.Hour)), LogConfig{SegmentBytes: 1000})
+	for range 30 {
+		require.NoError(t, appendOne(l, AcksStored).Err)
+	}
+	for at := range int64(30) {
+		r, err := l.Read(t.Context(), at, 1)
+		require.NoError(t, err)
+		r.Release()
+	}
+	require.NoError(t, l.syncAll())
+	l.Configure(LogConfig{SegmentBytes: 1000, RetentionBytes: 1})
+	limit := len(m.openNow())
+	m.setFault(func(op fileOp) fault {
+		if op.kind == "open" && len(m.openNow()) >= limit {
+			return fault{err: syscall.EMFILE}
+		}
+		return fault{}
+	})
+	require.NoError(t, l.Expire(time.Now()))
+	start, _ := l.Bounds()
+	require.Positive(t, start)
+	require.NoError(t, l.Close())
 }
