@@ -37,12 +37,12 @@ func (i *Instrumentation) BatchHandler(fn func(ctx context.Context, ms []*robust
 	more := i.handlerOptions(attrs)
 	return func(ctx context.Context, ms []*robust.Message) error {
 		links := make([]trace.Link, 0, len(ms))
+		topic := commonTopic(ms)
 		for _, m := range ms {
 			if created := i.creation(ctx, m); created.IsValid() {
-				links = append(links, trace.Link{SpanContext: created, Attributes: messageAttributes(m, m.Partition, m.Offset)})
+				links = append(links, linkTo(created, m, topic, m.Offset))
 			}
 		}
-		topic := commonTopic(ms)
 		opts := append(slices.Clone(more), trace.WithLinks(links...), trace.WithAttributes(semconv.MessagingBatchMessageCount(len(ms))))
 		ctx, s := i.startAt(ctx, opProcess, topic, robust.PartitionAny, opts)
 		return i.process(ctx, s, topic, attrs, func() error { return fn(ctx, ms) })

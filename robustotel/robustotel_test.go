@@ -361,6 +361,9 @@ func TestSendMessagesSomeFail(t *testing.T) {
 	sent := b.one(t, "send")
 	require.Equal(t, codes.Error, sent.Status.Code)
 	require.Len(t, sent.Links, 3)
+	for n, topic := range []string{"orders", "no-such-topic", "orders"} {
+		require.Equal(t, topic, attributes(sent.Links[n].Attributes)["messaging.destination.name"], "the span has several")
+	}
 	require.EqualValues(t, 4, attributes(sent.Attributes)["messaging.batch.message_count"])
 }
 
@@ -483,6 +486,12 @@ func TestBatchHandler(t *testing.T) {
 		return nil
 	}, robustotel.Group("billing"))
 	require.NoError(t, handle(t.Context(), ms))
+	require.NoError(t, b.BatchHandler(func(context.Context, []*robust.Message) error { return nil })(t.Context(), []*robust.Message{ms[1], {Topic: "orders"}}))
+	mixed := b.one(t, "process")
+	require.NotContains(t, attributes(mixed.Attributes), "messaging.destination.name")
+	require.Equal(t, map[string]any{
+		"messaging.destination.name": "bills", "messaging.destination.partition.id": "0", "messaging.message.id": ms[1].ID, "messaging.robust.offset": int64(1),
+	}, attributes(mixed.Links[0].Attributes))
 	processed := b.one(t, "process bills")
 	require.EqualValues(t, 4, attributes(processed.Attributes)["messaging.batch.message_count"])
 	require.Len(t, processed.Links, 3)

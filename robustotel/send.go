@@ -72,7 +72,7 @@ func partitionID(partition int32) attribute.KeyValue {
 }
 
 func messageAttributes(m *robust.Message, partition int32, offset int64) []attribute.KeyValue {
-	attrs := make([]attribute.KeyValue, 0, 3)
+	attrs := make([]attribute.KeyValue, 0, 4)
 	if m.ID != "" {
 		attrs = append(attrs, semconv.MessagingMessageID(m.ID))
 	}
@@ -92,6 +92,16 @@ func (s span) sent(m *robust.Message, r robust.Receipt, err error) {
 	}
 	s.about(m, r.Partition, r.Offset)
 	s.end(err)
+}
+
+// linkTo is a link to the context in which a message was created. It names the topic unless all
+// that the span is about are of that one: a partition is one of a topic.
+func linkTo(created trace.SpanContext, m *robust.Message, common string, offset int64) trace.Link {
+	attrs := messageAttributes(m, m.Partition, offset)
+	if m.Topic != common {
+		attrs = append(attrs, semconv.MessagingDestinationName(m.Topic))
+	}
+	return trace.Link{SpanContext: created, Attributes: attrs}
 }
 
 // end ends it, with the error of what it stands for.
@@ -226,6 +236,7 @@ func nameOriginals(failed robust.ProducerErrors, outs, ms []*robust.Message) {
 func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([]*robust.Message, span) {
 	outs := make([]*robust.Message, len(ms))
 	links := make([]trace.Link, 0, len(ms))
+	topic := commonTopic(ms)
 	own := 0 // that carry no context yet
 	for n, m := range ms {
 		outs[n] = m
@@ -236,7 +247,7 @@ func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([
 			outs[n] = i.Create(ctx, m)
 		}
 		if created := i.creation(ctx, outs[n]); created.IsValid() {
-			links = append(links, trace.Link{SpanContext: created, Attributes: messageAttributes(m, m.Partition, -1)})
+			links = append(links, linkTo(created, m, topic, -1))
 		} else {
 			own++
 		}
@@ -245,7 +256,7 @@ func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([
 	if i.noCreate && own > 0 {
 		o = opSend
 	}
-	ctx, s := i.startAt(ctx, o, commonTopic(ms), robust.PartitionAny, []trace.SpanStartOption{
+	ctx, s := i.startAt(ctx, o, topic, robust.PartitionAny, []trace.SpanStartOption{
 		trace.WithLinks(links...), trace.WithAttributes(semconv.MessagingBatchMessageCount(len(ms))),
 	})
 	if i.noCreate {
