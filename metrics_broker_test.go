@@ -194,6 +194,18 @@ func TestBrokerMetricsGroupLag(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Equal(t, GroupStats{Partitions: 2, Lag: 17, MaxLag: 15}, b.Metrics().ByGroup["readers"])
+
+	for id, members := range map[string]int{"readers": 2, "others": 1} {
+		for range members {
+			join := &joinGroupRequest{GroupID: id, ClientID: "worker", Topics: []string{"demo"}}
+			require.NoError(t, c.ask(t.Context(), route{}, join, &joinGroupResponse{}))
+		}
+	}
+	s := b.Metrics()
+	require.Equal(t, GroupStats{Members: 2, Partitions: 2, Lag: 17, MaxLag: 15}, s.ByGroup["readers"])
+	require.Equal(t, 1, s.ByGroup["others"].Members)
+	require.Equal(t, 3, s.Members)
+	require.Equal(t, 2, s.Groups)
 }
 
 func TestBrokerMetricsAreBounded(t *testing.T) {

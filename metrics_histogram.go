@@ -167,8 +167,11 @@ func (t *tally[T]) flush() {
 // it is Max.
 type Histogram[T ~int64] struct {
 	Count uint64
-	Sum   T
-	Max   T
+	// Sum is modulo 2^64, so it is negative from 2^63 on: 292 years, to which the latencies of
+	// a thousand requests that are always under way add up in four months. As a uint64 it is
+	// right for as long again; of a shorter time Since is.
+	Sum T
+	Max T
 
 	buckets []bucket // by index, none empty; not changed once the histogram is made
 }
@@ -214,8 +217,11 @@ func (h Histogram[T]) Merge(other Histogram[T]) Histogram[T] {
 // Since returns the distribution of the values that have come after an earlier snapshot of
 // the same histogram. Max is exact if it was reached since then, else as good as a quantile.
 func (h Histogram[T]) Since(earlier Histogram[T]) Histogram[T] {
-	d := h.combine(earlier, Histogram[T]{Sum: max(h.Sum-earlier.Sum, 0), Max: h.Max},
-		func(a, b uint64) uint64 { return a - min(a, b) })
+	sum := h.Sum - earlier.Sum
+	if uint64(h.Sum) < uint64(earlier.Sum) { // It has passed 2^64, or is another one's, which began anew.
+		sum = max(sum, 0)
+	}
+	d := h.combine(earlier, Histogram[T]{Sum: sum, Max: h.Max}, func(a, b uint64) uint64 { return a - min(a, b) })
 	for _, b := range d.buckets {
 		d.Count += b.count
 	}
@@ -303,7 +309,7 @@ func (h Histogram[T]) MarshalJSON() ([]byte, error) {
 		P999  float64 `json:"p99_9"`
 		Max   float64 `json:"max"`
 	}{
-		h.Count, in(h.Sum), in(h.Mean()),
+		h.Count, float64(uint64(h.Sum)) / unit, in(h.Mean()),
 		in(h.Quantile(0.5)), in(h.Quantile(0.9)), in(h.Quantile(0.99)), in(h.Quantile(0.999)), in(h.Max),
 	})
 }

@@ -90,6 +90,32 @@ func TestHistogramLimits(t *testing.T) {
 	require.Equal(t, 2*time.Hour, h.snapshot().Quantile(2))
 }
 
+// TestHistogramLongSum: what many wait for at once adds up to more than a time.Duration holds.
+// JSON then showed that less than nothing had been waited.
+func TestHistogramLongSum(t *testing.T) {
+	const century = 1 << 61 // nanoseconds, 73 years
+	var h histogram[time.Duration]
+	h.record(century)
+	before := h.snapshot()
+	for range 5 {
+		h.record(century)
+	}
+	s := h.snapshot()
+	require.Equal(t, time.Duration(century), s.Mean())
+	require.Equal(t, uint64(6*century), uint64(s.Sum))
+	since := s.Since(before)
+	require.Equal(t, time.Duration(century), since.Mean())
+	text, err := json.Marshal(s)
+	require.NoError(t, err)
+	var shown struct{ Sum float64 }
+	require.NoError(t, json.Unmarshal(text, &shown))
+	require.InEpsilon(t, 6*time.Duration(century).Seconds(), shown.Sum, 1e-9)
+
+	var again histogram[time.Duration]
+	again.load(h.save())
+	require.Equal(t, s, again.snapshot())
+}
+
 func TestHistogramMerge(t *testing.T) {
 	var a, b, both histogram[int64]
 	r := rand.New(rand.NewPCG(3, 4))

@@ -18,6 +18,10 @@ func WithMaxSeries(n int) SharedOption {
 // serves one of them at a time: another fails with [ErrMetricsFileInUse], which names the
 // holder, unless the system cannot lock files (Windows). The lock is of a file beside it, whose
 // name ends with .lock. A file that is damaged is refused with [ErrCorrupt].
+//
+// What has come after the last writing is lost with a process that is killed: counters then go
+// on below where they were, which Prometheus takes for counters that begin at 0. Where that
+// scrapes, leave the file out.
 func WithMetricsFile(path string) SharedOption {
 	return sharedOption(func(c *sharedConfig) { c.metricsFile = path })
 }

@@ -202,6 +202,39 @@ func checkQuery(t *testing.T, names map[string][]string, target target) (asked [
 	return asked
 }
 
+// TestUnits holds that each panel counts in the unit of what it shows, which names end with.
+func TestUnits(t *testing.T) {
+	for _, p := range theDashboard(t).Panels {
+		for _, target := range p.Targets {
+			require.Equal(t, unitOf(target.Expr), p.FieldConfig.Defaults.Unit, "%s: %s", p.Title, target.Expr)
+		}
+	}
+}
+
+// unitOf is Grafana's name of the unit of a query.
+func unitOf(expr string) string {
+	name := regexp.MustCompile(`robust_\w+`).FindString(expr)
+	switch {
+	case strings.HasSuffix(name, "_total") && strings.Contains(expr, " / "):
+		return "short"
+	case strings.HasSuffix(name, "_bytes_total"):
+		return "Bps"
+	case strings.HasSuffix(name, "_total"):
+		return "cps"
+	case strings.HasSuffix(name, "_duration_seconds_count"):
+		return "reqps"
+	}
+	base := regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(name, "")
+	switch {
+	case strings.HasSuffix(base, "_seconds"):
+		return "s"
+	case strings.HasSuffix(base, "_bytes"):
+		return "bytes"
+	default:
+		return "short"
+	}
+}
+
 // inRate tells whether the innermost function is a rate.
 func inRate(path []parser.Node) bool {
 	for _, node := range slices.Backward(path) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,22 +39,9 @@ func TestExposition(t *testing.T) {
 	server := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	defer server.Close()
 
-	for _, accept := range []string{
-		"text/plain;version=0.0.4",
-		"application/openmetrics-text;version=1.0.0",
-		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
-	} {
-		t.Run(accept, func(t *testing.T) {
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
-			require.NoError(t, err)
-			request.Header.Set("Accept", accept)
-			response, err := http.DefaultClient.Do(request)
-			require.NoError(t, err)
-			defer response.Body.Close()
-			content := response.Header.Get("Content-Type")
-			text, err := io.ReadAll(response.Body)
-			require.NoError(t, err)
-			types, values := parseExposition(t, text, content)
+	for _, form := range forms {
+		t.Run(form, func(t *testing.T) {
+			types, values := scrape(t, server.URL, form, form)
 			for name, kind := range types {
 				require.Equal(t, isHistogram(name), kind == model.MetricTypeHistogram, "%s is a %s", name, kind)
 			}
@@ -63,6 +51,67 @@ func TestExposition(t *testing.T) {
 			require.InDelta(t, 2, values[`{__name__="robust_broker_topic_partitions", topic="orders"}`], 0)
 		})
 	}
+}
+
+// TestServeExposition has Prometheus' scraper read what robust serve tells.
+func TestServeExposition(t *testing.T) {
+	unixOnly(t)
+	s := serve(t, []string{"ROBUST_DATA=" + t.TempDir(), "ROBUST_HTTP=127.0.0.1:0"}, theImage(t).program, "serve")
+	line, err := s.out.ReadString('\n')
+	require.NoError(t, err)
+	addr, found := strings.CutPrefix(strings.TrimSpace(line), "http on ")
+	require.True(t, found, line)
+	c, err := robust.New(robust.WithBrokers(s.addr))
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.Admin().CreateTopic(t.Context(), "orders", 3, nil))
+	p, err := c.SyncProducer()
+	require.NoError(t, err)
+	_, err = p.Send(t.Context(), robust.NewMessage("orders", []byte("two books")))
+	require.NoError(t, err)
+
+	for _, form := range forms {
+		t.Run(form, func(t *testing.T) {
+			answer := form
+			if form == openMetrics { // Its names would clash there.
+				answer = plainText
+			}
+			types, values := scrape(t, "http://"+addr+"/metrics", form, answer)
+			require.Equal(t, model.MetricTypeHistogram, types["robust_broker_request_duration_seconds"])
+			require.Equal(t, model.MetricTypeGauge, types["go_goroutines"])
+			require.InDelta(t, 1, values[`{__name__="robust_broker_messages_stored_total"}`], 0)
+			require.InDelta(t, 3, values[`{__name__="robust_broker_topic_partitions", topic="orders"}`], 0)
+			require.InDelta(t, 1, values[`{__name__="robust_broker_request_duration_seconds_bucket", le="+Inf", request="ProduceBatch"}`], 0)
+		})
+	}
+}
+
+// The forms that Prometheus asks for.
+const (
+	plainText   = "text/plain;version=0.0.4"
+	openMetrics = "application/openmetrics-text;version=1.0.0"
+	protocol    = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
+)
+
+var forms = []string{plainText, openMetrics, protocol}
+
+// scrape returns what parseExposition does of a page that is asked for in one form and answered
+// in another.
+func scrape(t *testing.T, url, form, answer string) (map[string]model.MetricType, map[string]float64) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	require.NoError(t, err)
+	request.Header.Set("Accept", form)
+	response, err := http.DefaultClient.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	content := response.Header.Get("Content-Type")
+	kind, _, _ := strings.Cut(answer, ";")
+	require.True(t, strings.HasPrefix(content, kind), content)
+	text, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return parseExposition(t, text, content)
 }
 
 // parseExposition returns the types of metrics, and the values of their series.

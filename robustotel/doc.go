@@ -23,7 +23,8 @@
 //     "send TOPIC" (kind producer) from the call to the result. The message carries its
 //     context.
 //   - SyncProducer.SendMessages makes a span "create TOPIC" (producer) for each message, which
-//     carries its context, and one "send" (client) for all, with a link to each of them.
+//     carries its context, and one "send" (client) for all, with a link to each of them. Of the
+//     links of a span the SDK keeps 128, unless it is told otherwise (OTEL_SPAN_LINK_COUNT_LIMIT).
 //   - AsyncProducer.Send makes a span "create TOPIC", and so does [Instrumentation.Create] for
 //     messages that are sent in any other way.
 //   - [Instrumentation.Handler] makes a span "process TOPIC" (consumer) around the function that

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// maxKnown bounds what is kept, in case topics are made without end.
-const maxKnown = 1024
+// maxKnown bounds what is kept, in case topics are made without end. It comes to some 3 MB.
+const maxKnown = 4096
 
 // known keeps what is made of a few different keys again and again.
 type known[K comparable, V any] struct {

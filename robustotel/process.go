@@ -24,7 +24,7 @@ func (i *Instrumentation) Handler(fn func(ctx context.Context, m *robust.Message
 	more := i.handlerOptions(attrs)
 	return func(ctx context.Context, m *robust.Message) error {
 		ctx, opts := i.origin(ctx, m, more)
-		ctx, s := i.start(ctx, opProcess, m.Topic, opts...)
+		ctx, s := i.start(ctx, opProcess, m, opts...)
 		s.about(m, m.Partition, m.Offset)
 		return i.process(ctx, s, m.Topic, attrs, func() error { return fn(ctx, m) })
 	}
@@ -37,14 +37,14 @@ func (i *Instrumentation) BatchHandler(fn func(ctx context.Context, ms []*robust
 	more := i.handlerOptions(attrs)
 	return func(ctx context.Context, ms []*robust.Message) error {
 		links := make([]trace.Link, 0, len(ms))
+		topic := commonTopic(ms)
 		for _, m := range ms {
 			if created := i.creation(ctx, m); created.IsValid() {
-				links = append(links, trace.Link{SpanContext: created, Attributes: messageAttributes(m, m.Partition, m.Offset)})
+				links = append(links, linkTo(created, m, topic, m.Offset))
 			}
 		}
-		topic := commonTopic(ms)
 		opts := append(slices.Clone(more), trace.WithLinks(links...), trace.WithAttributes(semconv.MessagingBatchMessageCount(len(ms))))
-		ctx, s := i.start(ctx, opProcess, topic, opts...)
+		ctx, s := i.startAt(ctx, opProcess, topic, robust.PartitionAny, opts)
 		return i.process(ctx, s, topic, attrs, func() error { return fn(ctx, ms) })
 	}
 }
@@ -109,11 +109,11 @@ func (i *Instrumentation) received(ctx context.Context, began time.Time, m *robu
 		if created := i.creation(ctx, m); created.IsValid() {
 			opts = append(opts, trace.WithLinks(trace.Link{SpanContext: created}))
 		}
-		_, s := i.start(ctx, opReceive, m.Topic, append(opts, trace.WithTimestamp(began))...)
+		_, s := i.start(ctx, opReceive, m, append(opts, trace.WithTimestamp(began))...)
 		s.about(m, m.Partition, m.Offset)
 		s.end(nil)
 	case ctx.Err() == nil: // Else the loop ends as the application wants it to.
-		_, s := i.start(ctx, opReceive, "", trace.WithTimestamp(began))
+		_, s := i.startAt(ctx, opReceive, "", robust.PartitionAny, []trace.SpanStartOption{trace.WithTimestamp(began)})
 		s.end(err)
 	}
 }

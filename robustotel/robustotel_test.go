@@ -3,13 +3,16 @@ package robustotel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
@@ -358,6 +361,9 @@ func TestSendMessagesSomeFail(t *testing.T) {
 	sent := b.one(t, "send")
 	require.Equal(t, codes.Error, sent.Status.Code)
 	require.Len(t, sent.Links, 3)
+	for n, topic := range []string{"orders", "no-such-topic", "orders"} {
+		require.Equal(t, topic, attributes(sent.Links[n].Attributes)["messaging.destination.name"], "the span has several")
+	}
 	require.EqualValues(t, 4, attributes(sent.Attributes)["messaging.batch.message_count"])
 }
 
@@ -421,6 +427,7 @@ func TestFailedSends(t *testing.T) {
 		{"bills", "CANCELED", 0, canceled},
 	} {
 		m := robust.NewMessage(c.topic, make([]byte, c.size))
+		m.ID = "4711"
 		b.spans.Reset()
 		_, err := b.sync(t).Send(c.ctx, m)
 		require.Error(t, err)
@@ -440,6 +447,7 @@ func TestFailedSends(t *testing.T) {
 			require.Equal(t, codes.Error, s.Status.Code)
 			require.NotEmpty(t, s.Status.Description)
 			require.Equal(t, c.failure, attributes(s.Attributes)["error.type"])
+			require.Equal(t, "4711", attributes(s.Attributes)["messaging.message.id"])
 			require.Len(t, s.Events, 1)
 		}
 	}
@@ -478,12 +486,61 @@ func TestBatchHandler(t *testing.T) {
 		return nil
 	}, robustotel.Group("billing"))
 	require.NoError(t, handle(t.Context(), ms))
+	require.NoError(t, b.BatchHandler(func(context.Context, []*robust.Message) error { return nil })(t.Context(), []*robust.Message{ms[1], {Topic: "orders"}}))
+	mixed := b.one(t, "process")
+	require.NotContains(t, attributes(mixed.Attributes), "messaging.destination.name")
+	require.Equal(t, map[string]any{
+		"messaging.destination.name": "bills", "messaging.destination.partition.id": "0", "messaging.message.id": ms[1].ID, "messaging.robust.offset": int64(1),
+	}, attributes(mixed.Links[0].Attributes))
 	processed := b.one(t, "process bills")
 	require.EqualValues(t, 4, attributes(processed.Attributes)["messaging.batch.message_count"])
 	require.Len(t, processed.Links, 3)
 	for n, s := range b.named("send bills") {
 		require.Equal(t, s.SpanContext.SpanID(), linked(processed)[n])
 		require.EqualValues(t, n, attributes(processed.Links[n].Attributes)["messaging.robust.offset"])
+	}
+}
+
+// TestReceiveFromTheAsking: a span begins when the loop asks, not when it has the message.
+func TestReceiveFromTheAsking(t *testing.T) {
+	b := newBench(t)
+	var asked []time.Time
+	messages := func(yield func(*robust.Message, error) bool) {
+		for n := range 3 {
+			asked = append(asked, time.Now())
+			if !yield(&robust.Message{Topic: "bills", Offset: int64(n)}, nil) {
+				return
+			}
+		}
+	}
+	var had []time.Time
+	for _, err := range b.Receive(t.Context(), messages) {
+		require.NoError(t, err)
+		had = append(had, time.Now())
+	}
+	for n, s := range b.named("receive bills") {
+		require.False(t, s.StartTime.After(asked[n]))
+		require.False(t, s.EndTime.After(had[n]))
+		require.False(t, n > 0 && s.StartTime.Before(had[n-1]), "what the loop does is no waiting")
+	}
+}
+
+// TestManyTopics: what is kept for each topic is bounded, and what is not kept is right all the same.
+func TestManyTopics(t *testing.T) {
+	b := newBench(t)
+	handle := b.Handler(nothing)
+	const topics = 5000
+	for range 2 {
+		b.spans.Reset()
+		for n := range topics {
+			require.NoError(t, handle(t.Context(), &robust.Message{Topic: fmt.Sprint("topic", n)}))
+		}
+		spans := b.spans.GetSpans()
+		require.Len(t, spans, topics)
+		for n, s := range spans {
+			require.Equal(t, fmt.Sprint("process topic", n), s.Name)
+			require.Equal(t, fmt.Sprint("topic", n), attributes(s.Attributes)["messaging.destination.name"])
+		}
 	}
 }
 
@@ -541,6 +598,52 @@ func TestNotSampled(t *testing.T) {
 	reading := robustotel.New(robustotel.WithTracerProvider(other), robustotel.WithPropagator(propagation.TraceContext{}))
 	b.consume(t, "bills", 2, reading.Handler(nothing))
 	require.Empty(t, b.spans.GetSpans())
+}
+
+// asked is a sampler that keeps what it is asked about.
+type asked struct {
+	mu    sync.Mutex
+	spans map[string]map[string]any // attributes by the span's name
+}
+
+func (a *asked) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spans[p.Name] = attributes(p.Attributes)
+	return sdktrace.SamplingResult{Decision: sdktrace.RecordAndSample}
+}
+
+func (a *asked) Description() string { return "asked" }
+
+// TestSamplersKnow: what the conventions want to be there when a sampler decides, is.
+func TestSamplersKnow(t *testing.T) {
+	sampler := &asked{spans: make(map[string]map[string]any)}
+	b := newBenchSampling(t, sampler, robustotel.WithAttributes(attribute.String("messaging.client.id", "test")))
+	p := b.sync(t)
+	m := robust.NewMessage("orders", nil)
+	m.Partition = 2
+	_, err := p.Send(t.Context(), m)
+	require.NoError(t, err)
+	bill := robust.NewMessage("bills", nil)
+	require.NoError(t, p.SendMessages(t.Context(), []*robust.Message{bill}))
+	ctx := trace.ContextWithSpanContext(t.Context(), trace.SpanContext{})
+	for m, err := range b.Receive(ctx, func(yield func(*robust.Message, error) bool) { yield(b.read(t, "orders", 2, 1)[0], nil) }) {
+		require.NoError(t, err)
+		m.Headers = nil // The sampler is asked about what has no parent.
+		require.NoError(t, b.Handler(nothing, robustotel.Group("billing"))(ctx, m))
+		require.NoError(t, b.BatchHandler(func(context.Context, []*robust.Message) error { return nil }, robustotel.Group("billing"))(ctx, []*robust.Message{{Topic: "bills"}}))
+	}
+	for name, want := range map[string]map[string]any{
+		"send orders":    {"messaging.operation.name": "send", "messaging.operation.type": "send", "messaging.destination.name": "orders", "messaging.destination.partition.id": "2"},
+		"create bills":   {"messaging.operation.name": "create", "messaging.operation.type": "create", "messaging.destination.name": "bills"},
+		"send bills":     {"messaging.operation.name": "send", "messaging.operation.type": "send", "messaging.destination.name": "bills", "messaging.batch.message_count": int64(1)},
+		"receive orders": {"messaging.operation.name": "receive", "messaging.operation.type": "receive", "messaging.destination.name": "orders", "messaging.destination.partition.id": "2"},
+		"process orders": {"messaging.operation.name": "process", "messaging.operation.type": "process", "messaging.destination.name": "orders", "messaging.destination.partition.id": "2", "messaging.consumer.group.name": "billing"},
+		"process bills":  {"messaging.operation.name": "process", "messaging.operation.type": "process", "messaging.destination.name": "bills", "messaging.consumer.group.name": "billing", "messaging.batch.message_count": int64(1)},
+	} {
+		want["messaging.system"], want["messaging.client.id"] = "robust", "test"
+		require.Equal(t, want, sampler.spans[name], name)
+	}
 }
 
 // TestNothingSetUp: without an SDK nothing is added to messages, and none is copied.
@@ -605,6 +708,17 @@ func TestCarrier(t *testing.T) {
 	require.ElementsMatch(t, []string{"a", "b"}, c.Keys())
 }
 
+// TestNoSDK holds that a program takes the API along, and the SDK only if it wants it.
+func TestNoSDK(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").Output()
+	require.NoError(t, err)
+	deps := strings.Fields(string(out))
+	require.Contains(t, deps, "go.opentelemetry.io/otel/trace")
+	for _, d := range deps {
+		require.False(t, strings.HasPrefix(d, "go.opentelemetry.io/otel/sdk") || strings.HasPrefix(d, "go.opentelemetry.io/otel/exporters"), d)
+	}
+}
+
 // TestConditions holds that every condition of the package has a name of its own.
 func TestConditions(t *testing.T) {
 	api, err := os.ReadFile(filepath.Join("..", "testdata", "api.txt"))
@@ -626,6 +740,7 @@ func (b *bench) measured(t *testing.T, name string) map[string]int64 {
 	points := make(map[string]int64)
 	for _, scope := range all.ScopeMetrics {
 		require.Equal(t, robustotel.ScopeName, scope.Scope.Name)
+		require.Contains(t, scope.Scope.SchemaURL, "1.43.0")
 		for _, m := range scope.Metrics {
 			if m.Name != name {
 				continue

@@ -20,6 +20,7 @@ const offsetKey = attribute.Key("messaging.robust.offset")
 type startKey struct {
 	operation operation
 	topic     string
+	partition int32
 }
 
 // beginning is what they begin with.
@@ -28,10 +29,21 @@ type beginning struct {
 	opts []trace.SpanStartOption
 }
 
-// start begins a span. What is the same for every message of a topic is made once.
-func (i *Instrumentation) start(ctx context.Context, o operation, topic string, more ...trace.SpanStartOption) (context.Context, span) {
-	b := i.starts.get(startKey{o, topic}, func() beginning {
-		return beginning{o.spanName(topic), []trace.SpanStartOption{trace.WithSpanKind(o.kind()), trace.WithAttributes(i.attributes(o, topic)...)}}
+// start begins a span about a message.
+func (i *Instrumentation) start(ctx context.Context, o operation, m *robust.Message, more ...trace.SpanStartOption) (context.Context, span) {
+	return i.startAt(ctx, o, m.Topic, m.Partition, more)
+}
+
+// startAt begins a span about messages of a topic, and of a partition if that is known: a sampler
+// is to know it, too. What is the same for every message of a partition is made once.
+func (i *Instrumentation) startAt(ctx context.Context, o operation, topic string, partition int32, more []trace.SpanStartOption) (context.Context, span) {
+	partition = max(partition, robust.PartitionAny)
+	b := i.starts.get(startKey{o, topic, partition}, func() beginning {
+		attrs := i.attributes(o, topic)
+		if partition >= 0 {
+			attrs = append(attrs, partitionID(partition))
+		}
+		return beginning{o.spanName(topic), []trace.SpanStartOption{trace.WithSpanKind(o.kind()), trace.WithAttributes(attrs...)}}
 	})
 	if len(more) > 0 {
 		b.opts = append(b.opts[:len(b.opts):len(b.opts)], more...)
@@ -43,25 +55,53 @@ func (i *Instrumentation) start(ctx context.Context, o operation, topic string, 
 // span is a span of ours.
 type span struct{ trace.Span }
 
-// about adds what is known of a message. Offset and partition are known of one that is stored.
+// about adds what is known of the message that a span began with. Partition and offset are known
+// of one that is stored.
 func (s span) about(m *robust.Message, partition int32, offset int64) {
-	if s.IsRecording() {
-		s.SetAttributes(messageAttributes(m, partition, offset)...)
+	if !s.IsRecording() {
+		return
 	}
+	if partition == m.Partition {
+		partition = robust.PartitionAny // It began with that.
+	}
+	s.SetAttributes(messageAttributes(m, partition, offset)...)
+}
+
+func partitionID(partition int32) attribute.KeyValue {
+	return semconv.MessagingDestinationPartitionID(strconv.Itoa(int(partition)))
 }
 
 func messageAttributes(m *robust.Message, partition int32, offset int64) []attribute.KeyValue {
-	attrs := make([]attribute.KeyValue, 0, 3)
+	attrs := make([]attribute.KeyValue, 0, 4)
 	if m.ID != "" {
 		attrs = append(attrs, semconv.MessagingMessageID(m.ID))
 	}
 	if partition >= 0 {
-		attrs = append(attrs, semconv.MessagingDestinationPartitionID(strconv.Itoa(int(partition))))
+		attrs = append(attrs, partitionID(partition))
 	}
 	if offset >= 0 {
 		attrs = append(attrs, offsetKey.Int64(offset))
 	}
 	return attrs
+}
+
+// sent ends the span of a message with what has become of that.
+func (s span) sent(m *robust.Message, r robust.Receipt, err error) {
+	if err != nil {
+		r.Partition, r.Offset = m.Partition, -1
+	}
+	s.about(m, r.Partition, r.Offset)
+	s.end(err)
+}
+
+// linkTo is a link to the context in which a message was created. It names the topic unless all
+// that the span is about are of that one: a partition is one of a topic.
+func linkTo(created trace.SpanContext, m *robust.Message, common string, offset int64) trace.Link {
+	attrs := messageAttributes(m, m.Partition, offset)
+	if m.Topic != common {
+		attrs = append(attrs, semconv.MessagingDestinationName(m.Topic))
+	}
+	return trace.Link{SpanContext: created, Attributes: attrs}
 }
 
 // end ends it, with the error of what it stands for.
@@ -115,7 +155,7 @@ func (i *Instrumentation) create(ctx context.Context, m *robust.Message) (*robus
 	case i.noCreate:
 		return i.inject(ctx, m), none
 	}
-	ctx, s := i.start(ctx, opCreate, m.Topic)
+	ctx, s := i.start(ctx, opCreate, m)
 	s.about(m, m.Partition, -1)
 	return i.inject(ctx, m), s
 }
@@ -123,10 +163,10 @@ func (i *Instrumentation) create(ctx context.Context, m *robust.Message) (*robus
 // send begins the span of a single message.
 func (i *Instrumentation) send(ctx context.Context, m *robust.Message) (*robust.Message, span) {
 	if created := i.creation(ctx, m); created.IsValid() {
-		_, s := i.start(ctx, opForward, m.Topic, trace.WithLinks(trace.Link{SpanContext: created}))
+		_, s := i.start(ctx, opForward, m, trace.WithLinks(trace.Link{SpanContext: created}))
 		return m, s
 	}
-	ctx, s := i.start(ctx, opSend, m.Topic)
+	ctx, s := i.start(ctx, opSend, m)
 	return i.inject(ctx, m), s
 }
 
@@ -149,12 +189,7 @@ func (p *SyncProducer) Send(ctx context.Context, m *robust.Message) (robust.Rece
 	}
 	out, s := p.with.send(ctx, m)
 	r, err := p.SyncProducer.Send(ctx, out)
-	if err == nil {
-		s.about(m, r.Partition, r.Offset)
-	} else {
-		s.about(m, m.Partition, -1)
-	}
-	s.end(err)
+	s.sent(m, r, err)
 	return r, err
 }
 
@@ -201,6 +236,7 @@ func nameOriginals(failed robust.ProducerErrors, outs, ms []*robust.Message) {
 func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([]*robust.Message, span) {
 	outs := make([]*robust.Message, len(ms))
 	links := make([]trace.Link, 0, len(ms))
+	topic := commonTopic(ms)
 	own := 0 // that carry no context yet
 	for n, m := range ms {
 		outs[n] = m
@@ -211,7 +247,7 @@ func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([
 			outs[n] = i.Create(ctx, m)
 		}
 		if created := i.creation(ctx, outs[n]); created.IsValid() {
-			links = append(links, trace.Link{SpanContext: created, Attributes: messageAttributes(m, m.Partition, -1)})
+			links = append(links, linkTo(created, m, topic, -1))
 		} else {
 			own++
 		}
@@ -220,7 +256,9 @@ func (i *Instrumentation) sendMany(ctx context.Context, ms []*robust.Message) ([
 	if i.noCreate && own > 0 {
 		o = opSend
 	}
-	ctx, s := i.start(ctx, o, commonTopic(ms), trace.WithLinks(links...), trace.WithAttributes(semconv.MessagingBatchMessageCount(len(ms))))
+	ctx, s := i.startAt(ctx, o, topic, robust.PartitionAny, []trace.SpanStartOption{
+		trace.WithLinks(links...), trace.WithAttributes(semconv.MessagingBatchMessageCount(len(ms))),
+	})
 	if i.noCreate {
 		for n, m := range outs {
 			if m != nil && !i.creation(ctx, m).IsValid() {
@@ -269,14 +307,11 @@ func (p *AsyncProducer) SendFunc(ctx context.Context, m *robust.Message, done fu
 		return p.AsyncProducer.SendFunc(ctx, m, done)
 	}
 	err := p.AsyncProducer.SendFunc(ctx, out, func(_ *robust.Message, r robust.Receipt, err error) {
-		if err == nil {
-			s.about(m, r.Partition, r.Offset)
-		}
-		s.end(err)
+		s.sent(m, r, err)
 		done(m, r, err)
 	})
 	if err != nil {
-		s.end(err)
+		s.sent(m, robust.Receipt{}, err)
 	}
 	return err
 }

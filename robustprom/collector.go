@@ -2,6 +2,7 @@ package robustprom
 
 import (
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -121,7 +122,7 @@ func (s sink) seconds(h robust.Histogram[time.Duration], labels ...string) {
 	for _, bound := range latencyBounds {
 		buckets[bound.Seconds()] = h.CountUpTo(bound)
 	}
-	s.to <- prometheus.MustNewConstHistogram(s.desc, h.Count, h.Sum.Seconds(), buckets, sound(labels)...)
+	s.to <- prometheus.MustNewConstHistogram(s.desc, h.Count, sumOf(h)/float64(time.Second), buckets, sound(labels)...)
 }
 
 func (s sink) distribution(h robust.Histogram[int64], bounds []int64) {
@@ -129,13 +130,18 @@ func (s sink) distribution(h robust.Histogram[int64], bounds []int64) {
 	for _, bound := range bounds {
 		buckets[float64(bound)] = h.CountUpTo(bound)
 	}
-	s.to <- prometheus.MustNewConstHistogram(s.desc, h.Count, float64(h.Sum), buckets)
+	s.to <- prometheus.MustNewConstHistogram(s.desc, h.Count, sumOf(h), buckets)
 }
 
-// sound quotes what is no text: Prometheus would refuse the whole scrape.
+// sumOf is modulo 2^64, as [robust.Histogram] has it: Prometheus takes a counter that begins
+// anew for what it is.
+func sumOf[T ~int64](h robust.Histogram[T]) float64 { return float64(uint64(h.Sum)) }
+
+// sound quotes what is no text, and what could be taken for a quoted one: Prometheus would
+// refuse the whole scrape for it, or for two series of one name.
 func sound(labels []string) []string {
 	for i, l := range labels {
-		if !utf8.ValidString(l) {
+		if !utf8.ValidString(l) || strings.HasPrefix(l, `"`) {
 			labels[i] = strconv.QuoteToASCII(l)
 		}
 	}

@@ -445,12 +445,44 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	m.Consumer.UpdateLag("\xff", 0, 1)
 	m.Consumer.UpdateLag("\xfe", 0, 2)
 	m.Consumer.UpdateLag("größe \"\\\n", 0, 3)
+	m.Consumer.UpdateLag(`"\xff"`, 0, 4) // It looked like what the first is quoted to, and two of a name are refused.
 	require.NoError(t, testutil.CollectAndCompare(NewClientCollector(&m), strings.NewReader(`# HELP robust_consumer_topic_lag_messages Lag of all partitions of a topic that are being read.
 # TYPE robust_consumer_topic_lag_messages gauge
 robust_consumer_topic_lag_messages{topic="\"\\xfe\""} 2
 robust_consumer_topic_lag_messages{topic="\"\\xff\""} 1
+robust_consumer_topic_lag_messages{topic="\"\\\"\\\\xff\\\"\""} 4
 robust_consumer_topic_lag_messages{topic="größe \"\\\n"} 3
 `), "robust_consumer_topic_lag_messages"))
+}
+
+// TestSumsDoNotFall: latencies of many at once add up fast, those of a thousand fetches that are
+// held to the 292 years of a time.Duration in four months. Sums then went from the largest to
+// the least number that there is, and rates with them.
+func TestSumsDoNotFall(t *testing.T) {
+	var m robust.Metrics
+	collector := NewClientCollector(&m)
+	before := 0.0
+	for n := 1; n <= 3; n++ {
+		m.Producer.RecordSent(1, time.Duration(1<<62))
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(collector)
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		i := slices.IndexFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == "robust_producer_send_duration_seconds" })
+		sum := families[i].GetMetric()[0].GetHistogram().GetSampleSum()
+		require.InEpsilon(t, float64(n)*time.Duration(1<<62).Seconds(), sum, 1e-9)
+		require.Greater(t, sum, before)
+		before = sum
+	}
+}
+
+// TestUsualReasons: the rate of a counter that begins with 1 does not have that.
+func TestUsualReasons(t *testing.T) {
+	require.NoError(t, testutil.CollectAndCompare(NewClientCollector(new(robust.Metrics)), strings.NewReader(`# HELP robust_producer_retries_total Tries after the first, of a message or a batch, by why there was one.
+# TYPE robust_producer_retries_total counter
+robust_producer_retries_total{reason="connection"} 0
+robust_producer_retries_total{reason="no_answer"} 0
+`), "robust_producer_retries_total"))
 }
 
 // described are the names that a collector has, with their labels, as in {topic,partition}.

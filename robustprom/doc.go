@@ -23,6 +23,12 @@
 // less than 1/32 may be counted as not above it. One that is not above it always is, and counts
 // and sums are exact.
 //
+// # Restarts
+//
+// [robust.WithMetricsFile] is not for what Prometheus scrapes, which takes a counter that falls for
+// one that began anew at 0. After a kill, counters from the file go on a little below where
+// they were scraped last, and rates would show once all that was ever counted.
+//
 // # Series
 //
 // How many series there are is bounded, whatever peers do. What is named by topic, partition or

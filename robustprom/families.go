@@ -1,6 +1,7 @@
 package robustprom
 
 import (
+	"maps"
 	"strconv"
 	"time"
 
@@ -16,7 +17,7 @@ func clientFamilies() []family[robust.Stats] {
 		counter("producer_messages_failed_total", "Messages that were reported to the application as failed.", func(s *S) uint64 { return s.Producer.MessagesFailed }),
 		counter("producer_sent_bytes_total", "Bytes of key, value and headers of the messages that were stored.", func(s *S) uint64 { return s.Producer.BytesSent }),
 		counters("producer_retries_total", "Tries after the first, of a message or a batch, by why there was one.", "reason",
-			func(s *S) map[string]uint64 { return s.Producer.RetriesByReason }, func(n uint64) uint64 { return n }),
+			retries, func(n uint64) uint64 { return n }),
 		seconds("producer_send_duration_seconds", "From the call to the broker's answer, of each message that was stored, retries included.",
 			func(s *S) robust.Histogram[time.Duration] { return s.Producer.Latency }),
 		messages("producer_batch_messages", "Messages in a batch that was stored.", func(s *S) robust.Histogram[int64] { return s.Producer.BatchMessages }),
@@ -60,6 +61,14 @@ func clientFamilies() []family[robust.Stats] {
 		counter("client_received_bytes_total", "Bytes from brokers, all included.", func(s *S) uint64 { return s.Connection.BytesReceived }),
 		counter("client_sent_bytes_total", "Bytes to brokers, all included.", func(s *S) uint64 { return s.Connection.BytesSent }),
 	}
+}
+
+// retries are those by reason, with the usual ones from the beginning: of a counter that begins
+// with 1, the rate does not have that.
+func retries(s *robust.Stats) map[string]uint64 {
+	all := map[string]uint64{"connection": 0, "no_answer": 0}
+	maps.Copy(all, s.Producer.RetriesByReason)
+	return all
 }
 
 // brokerFamilies are what a broker measures and has, in the order of docs/metrics.md.

@@ -73,10 +73,11 @@ func metricsHandler(broker *robust.Broker, logger *slog.Logger) http.Handler {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector(),
 	)
+	// Not as OpenMetrics, where go_memstats_alloc_bytes and go_memstats_alloc_bytes_total are one
+	// name, which it forbids.
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		Registry:          registry,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-		EnableOpenMetrics: true,
+		Registry: registry,
+		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	})
 }
 
