@@ -131,7 +131,7 @@ func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Cl
 		return err
 	}
 	r.Partial = err != nil
-	return errors.Join(err, a.show(r, func(w io.Writer) { r.write(w, newPainter(a.stdout)) }))
+	return errors.Join(err, a.show(r, func(w io.Writer) { r.write(w, newPainter(a.stdout), widthOf(a.stdout)) }))
 }
 
 type benchProduceCmd struct{ benchFlags }

@@ -62,7 +62,7 @@ func TestLatencyBars(t *testing.T) {
 		require.NoError(t, h.RecordValues(v, n))
 	}
 	var out strings.Builder
-	writeBars(&out, h, painter{})
+	writeBars(&out, h, painter{}, 40)
 	require.Equal(t, "5µs\t50\t5.00 %\t██▎\n10µs\t900\t90.00 %\t"+strings.Repeat("█", 40)+"\n50µs\t45\t4.50 %\t██\n20ms\t5\t0.50 %\t▎\n", out.String())
 	for us, want := range map[int64]string{7: "7µs", 999: "999µs", 1234: "1.23ms", 45678: "45.7ms", 1_234_567: "1.23s", 59_999_999: "1m0s"} {
 		require.Equal(t, want, micros(us))

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/aminofox/robust-go-sdk"
 )
@@ -45,3 +48,27 @@ func (a *app) withAdmin(ctx context.Context, fn func(ctx context.Context, admin 
 	defer client.Close()
 	return fn(ctx, client.Admin())
 }
+
+// connWatch tells of connections that are lost or cannot be opened while a command is at work.
+// Hooks are called by whoever does the work, concurrently.
+type connWatch struct {
+	tell atomic.Pointer[func(err error)]
+}
+
+func (w *connWatch) option() robust.Option {
+	on := func(err error) {
+		if tell := w.tell.Load(); tell != nil && err != nil {
+			(*tell)(err)
+		}
+	}
+	return robust.WithHooks(robust.Hooks{
+		Connected:    func(e robust.ConnectionEvent) { on(e.Err) },
+		Disconnected: func(e robust.ConnectionEvent) { on(cmp.Or(e.Err, hungUp(e.Addr))) },
+	})
+}
+
+func hungUp(addr string) error { return fmt.Errorf("broker %s has closed the connection", addr) }
+
+func (w *connWatch) start(tell func(err error)) { w.tell.Store(&tell) }
+
+func (w *connWatch) stop() { w.tell.Store(nil) }

@@ -57,7 +57,7 @@ const liveTick = 200 * time.Millisecond
 
 // startLive shows figures if standard error is a terminal.
 func (a *app) startLive(name string, now func() figures) *liveLine {
-	if a.json || !isTerminal(a.stderr) {
+	if a.json || !obeys(a.stderr) {
 		return nil
 	}
 	l := &liveLine{name: name, paint: newPainter(a.stderr), at: time.Now(), end: make(chan struct{}), ended: make(chan struct{})}
@@ -75,16 +75,24 @@ func (l *liveLine) run(f *os.File, now func() figures) {
 			_, _ = f.WriteString("\r\x1b[K") // Nobody can be told.
 			return
 		case at := <-tick.C:
-			width, _, err := term.GetSize(int(f.Fd()))
-			if err != nil {
-				width = 80
-			}
 			l.take(now(), at)
-			// A terminal prints ^C, which must not go on in the next line.
-			_, _ = f.WriteString("\r" + l.text(width-len("^C")-1) + "\x1b[K")
+			_, _ = f.WriteString("\r" + l.text(lineWidth(f)) + "\x1b[K")
 		}
 	}
 }
+
+// widthOf is how wide a terminal is, 80 where there is none.
+func widthOf(f *os.File) int {
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || width <= 0 {
+		return 80
+	}
+	return width
+}
+
+// lineWidth is how long a line that is drawn again and again may be: a terminal prints ^C,
+// which must not go on in the next line.
+func lineWidth(f *os.File) int { return max(0, widthOf(f)-len("^C")-1) }
 
 // take notes the figures of a tick.
 func (l *liveLine) take(f figures, at time.Time) {

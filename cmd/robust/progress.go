@@ -2,29 +2,38 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
 	"github.com/schollz/progressbar/v3"
 )
 
-// progress shows on a terminal how far a long input is. A nil one shows nothing.
+// progress shows on a terminal how far a long input is, in one line. A nil one shows nothing.
 type progress struct {
 	end, ended chan struct{}
+
+	mu    sync.Mutex // guards the terminal, and the following
+	f     *os.File
+	drawn bool
 }
 
 // startProgress shows a bar if standard error is a terminal: size is what there is to do in
 // bytes, -1 if that is not known, now what is done. A short input ends before anything is
 // shown.
 func (a *app) startProgress(quiet bool, size int64, now func() (messages, bytes int64)) *progress {
-	if quiet || a.json || !isTerminal(a.stderr) {
+	if quiet || a.json || !obeys(a.stderr) {
 		return nil
 	}
-	p := &progress{end: make(chan struct{}), ended: make(chan struct{})}
-	go p.run(a, size, now)
+	p := &progress{f: a.stderr, end: make(chan struct{}), ended: make(chan struct{})}
+	go p.run(size, now)
 	return p
 }
 
-func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
+func (p *progress) run(size int64, now func() (messages, bytes int64)) {
 	defer close(p.ended)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -32,15 +41,14 @@ func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
 	for {
 		select {
 		case <-p.end:
-			if bar != nil {
-				_ = bar.Clear()
-			}
+			p.aside(func() {})
 			return
 		case <-tick.C:
 		}
 		if bar == nil {
 			bar = progressbar.NewOptions64(size,
-				progressbar.OptionSetWriter(a.stderr),
+				// It would not know how wide the terminal is by now.
+				progressbar.OptionSetWriter(io.Discard),
 				progressbar.OptionShowBytes(true),
 				progressbar.OptionSetWidth(30),
 				// Its own goroutine would draw without looking whether the bar was cleared.
@@ -54,7 +62,31 @@ func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
 			bytes = min(bytes, size-1)
 		}
 		_ = bar.Set64(bytes)
+		p.draw(bar.String())
 	}
+}
+
+func (p *progress) draw(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drawn = true
+	text = ansi.Truncate(strings.Trim(text, "\r "), lineWidth(p.f), "…")
+	_, _ = p.f.WriteString("\r" + text + "\x1b[K") // Nobody can be told.
+}
+
+// aside clears the line for whatever else is to be printed.
+func (p *progress) aside(show func()) {
+	if p == nil {
+		show()
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.drawn {
+		_, _ = p.f.WriteString("\r\x1b[K")
+		p.drawn = false
+	}
+	show()
 }
 
 // stop removes the bar and waits until it is gone.
