@@ -41,6 +41,30 @@ func TestWrongValues(t *testing.T) {
 	require.Contains(t, o.stderr, dir+" is a directory")
 }
 
+// TestWrongJSON: what is wrong with a line is told in its own terms, and nothing is sent that
+// is not what stands there.
+func TestWrongJSON(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--topic", "one")
+	for line, want := range map[string]string{
+		`{"headers":{"a":1}}`:   "headers is a number where text is wanted",
+		`{"key":5}`:             "key is a number where text is wanted",
+		`{"partition":"1"}`:     "partition is a string where a whole number is wanted",
+		`{"timestamp":1.5}`:     "timestamp is a number 1.5 where a whole number is wanted",
+		"{\"value\":\"a\xff\"}": "not UTF-8",
+		`"text"`:                "no object",
+	} {
+		o := robustWith(t, s.addr, line+"\n", "produce", "one", "-f", "json")
+		require.Equal(t, exitUsage, o.code, line)
+		require.Contains(t, o.stderr, "standard input, line 1: ", line)
+		require.Contains(t, o.stderr, want, line)
+		require.NotContains(t, o.stderr, "Go ", line)
+	}
+	// Files of some editors begin with a mark.
+	succeed(t, s.addr, "\ufeff{\"value\":\"a\"}\r\n", "produce", "one", "-f", "json")
+	require.Equal(t, "a\n", succeed(t, s.addr, "", "consume", "one", "--to", "end"))
+}
+
 // TestLogCheckElsewhere: where nothing could be read, nothing is reported.
 func TestLogCheckElsewhere(t *testing.T) {
 	t.Parallel()

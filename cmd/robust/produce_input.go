@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
+	"unicode/utf8"
 
 	"github.com/aminofox/robust-go-sdk"
 )
@@ -215,15 +217,35 @@ type messageJSON struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 }
 
+// wantedText is what a field of messageJSON takes.
+func wantedText(k reflect.Kind) string {
+	switch k {
+	case reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.Map:
+		return "an object"
+	default:
+		return "text"
+	}
+}
+
 // messageOfJSON reads a line that is not empty. A value that is not a string is sent as the JSON that it is.
 func messageOfJSON(line []byte) (*robust.Message, error) {
 	var j messageJSON
-	if line = bytes.TrimSpace(line); line[0] != '{' {
-		return nil, fmt.Errorf("%q begins no object", line[:1])
+	line = bytes.TrimPrefix(bytes.TrimSpace(line), []byte("\ufeff")) // A mark of files, and no part of the text.
+	switch {
+	case !utf8.Valid(line):
+		return nil, errors.New("it is not UTF-8; value_base64 and key_base64 take any bytes")
+	case len(line) == 0 || line[0] != '{':
+		return nil, errors.New("it is no object, which begins with {")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&j); err != nil {
+		var wrong *json.UnmarshalTypeError
+		if errors.As(err, &wrong) {
+			err = fmt.Errorf("%s is a %s where %s is wanted", wrong.Field, wrong.Value, wantedText(wrong.Type.Kind()))
+		}
 		return nil, err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
