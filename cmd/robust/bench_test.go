@@ -35,6 +35,14 @@ func TestBench(t *testing.T) {
 	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "kept", "-n", "120"), "consume: 120 messages in ")
 }
 
+// TestBenchNothing: an empty topic has a result, too.
+func TestBenchNothing(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--topic", "empty")
+	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "empty"), "consume: 0 messages")
+	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "empty", "-o", "json"), `"messages": 0`)
+}
+
 // TestLiveLine: the figures as they are shown, whatever room there is.
 func TestLiveLine(t *testing.T) {
 	t.Parallel()

@@ -52,13 +52,13 @@ func (a *app) withAdmin(ctx context.Context, fn func(ctx context.Context, admin 
 // connWatch tells of connections that are lost or cannot be opened while a command is at work.
 // Hooks are called by whoever does the work, concurrently.
 type connWatch struct {
-	tell atomic.Pointer[func(err error)]
+	app atomic.Pointer[app]
 }
 
 func (w *connWatch) option() robust.Option {
 	on := func(err error) {
-		if tell := w.tell.Load(); tell != nil && err != nil {
-			(*tell)(err)
+		if a := w.app.Load(); a != nil && err != nil {
+			a.notice(err)
 		}
 	}
 	return robust.WithHooks(robust.Hooks{
@@ -69,6 +69,6 @@ func (w *connWatch) option() robust.Option {
 
 func hungUp(addr string) error { return fmt.Errorf("broker %s has closed the connection", addr) }
 
-func (w *connWatch) start(tell func(err error)) { w.tell.Store(&tell) }
+func (w *connWatch) start(a *app) { w.app.Store(a) }
 
-func (w *connWatch) stop() { w.tell.Store(nil) }
+func (w *connWatch) stop() { w.app.Store(nil) }

@@ -147,3 +147,19 @@ func TestProduceTold(t *testing.T) {
 	require.NoError(t, cmd.Wait())
 	require.Regexp(t, `^(robust: [^\n]*\n)?2 messages stored in topic numbers, [^\n]*\n$`, string(rest))
 }
+
+// TestBenchTold: a broker that goes away in the middle is told of, and where the line of figures
+// was.
+func TestBenchTold(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	cmd := command(t, s.addr, "bench", "latency", "-n", "1000000", "--timeout", "1s")
+	e := onScreen(t, cmd)
+	e.until(" p99 ")
+	require.NoError(t, s.cmd.Process.Kill())
+	require.Error(t, s.cmd.Wait())
+	require.Regexp(t, `(?m)^robust: .*`+s.addr, e.until("connection refused"))
+	e.press("\x03")
+	e.until("interrupted")
+	require.Equal(t, exitInterrupted, exitCode(t, cmd.Wait()))
+}

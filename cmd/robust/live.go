@@ -10,7 +10,6 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/colorprofile"
 	"github.com/charmbracelet/x/ansi"
-	"golang.org/x/term"
 )
 
 // painter gives colours to what is printed on a terminal, and leaves the rest alone. It is for
@@ -61,38 +60,25 @@ func (a *app) startLive(name string, now func() figures) *liveLine {
 		return nil
 	}
 	l := &liveLine{name: name, paint: newPainter(a.stderr), at: time.Now(), end: make(chan struct{}), ended: make(chan struct{})}
-	go l.run(a.stderr, now)
+	go l.run(a, now)
 	return l
 }
 
-func (l *liveLine) run(f *os.File, now func() figures) {
+func (l *liveLine) run(a *app, now func() figures) {
 	defer close(l.ended)
 	tick := time.NewTicker(liveTick)
 	defer tick.Stop()
 	for {
 		select {
 		case <-l.end:
-			_, _ = f.WriteString("\r\x1b[K") // Nobody can be told.
+			a.line.clear()
 			return
 		case at := <-tick.C:
 			l.take(now(), at)
-			_, _ = f.WriteString("\r" + l.text(lineWidth(f)) + "\x1b[K")
+			a.line.draw(a.stderr, l.text(lineWidth(a.stderr)))
 		}
 	}
 }
-
-// widthOf is how wide a terminal is, 80 where there is none.
-func widthOf(f *os.File) int {
-	width, _, err := term.GetSize(int(f.Fd()))
-	if err != nil || width <= 0 {
-		return 80
-	}
-	return width
-}
-
-// lineWidth is how long a line that is drawn again and again may be: a terminal prints ^C,
-// which must not go on in the next line.
-func lineWidth(f *os.File) int { return max(0, widthOf(f)-len("^C")-1) }
 
 // take notes the figures of a tick.
 func (l *liveLine) take(f figures, at time.Time) {

@@ -111,11 +111,12 @@ type app struct {
 	brokers        []string
 	timeout        time.Duration
 	json, verbose  bool
+	line           statusLine
 	told           notices
 }
 
 // notice tells of a failure that ends nothing.
-func (a *app) notice(err error) { a.told.tell(a.stderr, err) }
+func (a *app) notice(err error) { a.line.aside(func() { a.told.tell(a.stderr, err) }) }
 
 // configFiles are read when they are there, the later before the earlier.
 func configFiles() []string {

@@ -165,7 +165,7 @@ func (c *produceCmd) Run(ctx context.Context, a *app) error {
 	defer fail(nil)
 	t := &tally{fail: fail}
 	bar := a.startProgress(c.Quiet || in.typed, in.size, t.now)
-	watch.start(func(err error) { bar.aside(func() { a.notice(err) }) })
+	watch.start(a)
 	sent, readErr := c.send(work, producer, in, t)
 	end, cancel := outlive(ctx, c.Grace)
 	defer cancel()

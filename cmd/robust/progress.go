@@ -3,22 +3,15 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/charmbracelet/x/ansi"
 	"github.com/schollz/progressbar/v3"
 )
 
 // progress shows on a terminal how far a long input is, in one line. A nil one shows nothing.
 type progress struct {
 	end, ended chan struct{}
-
-	mu    sync.Mutex // guards the terminal, and the following
-	f     *os.File
-	drawn bool
 }
 
 // startProgress shows a bar if standard error is a terminal: size is what there is to do in
@@ -28,12 +21,12 @@ func (a *app) startProgress(quiet bool, size int64, now func() (messages, bytes 
 	if quiet || a.json || !obeys(a.stderr) {
 		return nil
 	}
-	p := &progress{f: a.stderr, end: make(chan struct{}), ended: make(chan struct{})}
-	go p.run(size, now)
+	p := &progress{end: make(chan struct{}), ended: make(chan struct{})}
+	go p.run(a, size, now)
 	return p
 }
 
-func (p *progress) run(size int64, now func() (messages, bytes int64)) {
+func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
 	defer close(p.ended)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -41,7 +34,7 @@ func (p *progress) run(size int64, now func() (messages, bytes int64)) {
 	for {
 		select {
 		case <-p.end:
-			p.aside(func() {})
+			a.line.clear()
 			return
 		case <-tick.C:
 		}
@@ -62,31 +55,8 @@ func (p *progress) run(size int64, now func() (messages, bytes int64)) {
 			bytes = min(bytes, size-1)
 		}
 		_ = bar.Set64(bytes)
-		p.draw(bar.String())
+		a.line.draw(a.stderr, strings.Trim(bar.String(), "\r "))
 	}
-}
-
-func (p *progress) draw(text string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.drawn = true
-	text = ansi.Truncate(strings.Trim(text, "\r "), lineWidth(p.f), "…")
-	_, _ = p.f.WriteString("\r" + text + "\x1b[K") // Nobody can be told.
-}
-
-// aside clears the line for whatever else is to be printed.
-func (p *progress) aside(show func()) {
-	if p == nil {
-		show()
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.drawn {
-		_, _ = p.f.WriteString("\r\x1b[K")
-		p.drawn = false
-	}
-	show()
 }
 
 // stop removes the bar and waits until it is gone.
