@@ -102,7 +102,8 @@ func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Cl
 	if f.Acks == "synced" {
 		acks = robust.AcksSynced
 	}
-	client, err := a.connect(ctx, robust.WithAcks(acks), robust.WithCompression(f.Compression.Compression))
+	var watch connWatch
+	client, err := a.connect(ctx, robust.WithAcks(acks), robust.WithCompression(f.Compression.Compression), watch.option())
 	if err != nil {
 		return err
 	}
@@ -122,16 +123,18 @@ func (f *benchFlags) with(ctx context.Context, a *app, fn func(client *robust.Cl
 			}
 		}()
 	}
+	watch.start(a)
 	r, err := fn(client, topic)
+	watch.stop()
 	if ctx.Err() != nil {
 		err = &exitError{code: exitInterrupted}
 		fmt.Fprintln(a.stderr, "interrupted")
 	}
-	if r == nil || r.Messages == 0 {
+	if r == nil || err != nil && r.Messages == 0 {
 		return err
 	}
 	r.Partial = err != nil
-	return errors.Join(err, a.show(r, func(w io.Writer) { r.write(w, newPainter(a.stdout)) }))
+	return errors.Join(err, a.show(r, func(w io.Writer) { r.write(w, newPainter(a.stdout), widthOf(a.stdout)) }))
 }
 
 type benchProduceCmd struct{ benchFlags }

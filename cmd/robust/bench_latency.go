@@ -82,7 +82,7 @@ func viewLatency(h *hdrhistogram.Histogram) *latencyView {
 }
 
 // write prints the result for people.
-func (r *measured) write(w io.Writer, paint painter) {
+func (r *measured) write(w io.Writer, paint painter, width int) {
 	fmt.Fprintf(w, "%s: %s in %v, %.0f messages/s, %s/s\n", r.Name, plural(r.Messages, "message"),
 		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate, bytesText(int64(float64(r.Bytes)/max(r.Seconds, 1e-9))))
 	if r.Latency == nil {
@@ -94,12 +94,13 @@ func (r *measured) write(w io.Writer, paint painter) {
 	row(w, micros(l.Min), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.P999), micros(l.Max))
 	fmt.Fprintln(w)
 	row(w, "UP TO", "MESSAGES", "SHARE")
-	writeBars(w, r.hist, paint)
+	// As much as the columns before it leave.
+	writeBars(w, r.hist, paint, max(0, min(40, width-len("500ms   100000000  100.00 %  "))))
 }
 
 // writeBars draws how many messages took how long, in steps of 1, 2, 5, 10 and so on, and
 // marks what took longer than 99 in 100.
-func writeBars(w io.Writer, h *hdrhistogram.Histogram, paint painter) {
+func writeBars(w io.Writer, h *hdrhistogram.Histogram, paint painter, width int) {
 	var bounds, counts []int64
 	at, step := int64(1), 0
 	bound := func() int64 { return at * []int64{1, 2, 5}[step] }
@@ -125,7 +126,7 @@ func writeBars(w io.Writer, h *hdrhistogram.Histogram, paint painter) {
 		}
 		share := fmt.Sprintf("%.2f %%", 100*float64(n)/float64(h.TotalCount()))
 		// A cell that is painted is wider for the columns than for the eye, so it is the last.
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", micros(bounds[i]), n, share, paint.text(style, barText(float64(n)/float64(most), 40)))
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", micros(bounds[i]), n, share, paint.text(style, barText(float64(n)/float64(most), width)))
 	}
 }
 

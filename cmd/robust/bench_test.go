@@ -35,6 +35,14 @@ func TestBench(t *testing.T) {
 	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "kept", "-n", "120"), "consume: 120 messages in ")
 }
 
+// TestBenchNothing: an empty topic has a result, too.
+func TestBenchNothing(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--topic", "empty")
+	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "empty"), "consume: 0 messages")
+	require.Contains(t, succeed(t, s.addr, "", "bench", "consume", "--topic", "empty", "-o", "json"), `"messages": 0`)
+}
+
 // TestLiveLine: the figures as they are shown, whatever room there is.
 func TestLiveLine(t *testing.T) {
 	t.Parallel()
@@ -62,7 +70,7 @@ func TestLatencyBars(t *testing.T) {
 		require.NoError(t, h.RecordValues(v, n))
 	}
 	var out strings.Builder
-	writeBars(&out, h, painter{})
+	writeBars(&out, h, painter{}, 40)
 	require.Equal(t, "5µs\t50\t5.00 %\t██▎\n10µs\t900\t90.00 %\t"+strings.Repeat("█", 40)+"\n50µs\t45\t4.50 %\t██\n20ms\t5\t0.50 %\t▎\n", out.String())
 	for us, want := range map[int64]string{7: "7µs", 999: "999µs", 1234: "1.23ms", 45678: "45.7ms", 1_234_567: "1.23s", 59_999_999: "1m0s"} {
 		require.Equal(t, want, micros(us))

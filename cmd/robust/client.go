@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/aminofox/robust-go-sdk"
 )
@@ -45,3 +48,27 @@ func (a *app) withAdmin(ctx context.Context, fn func(ctx context.Context, admin 
 	defer client.Close()
 	return fn(ctx, client.Admin())
 }
+
+// connWatch tells of connections that are lost or cannot be opened while a command is at work.
+// Hooks are called by whoever does the work, concurrently.
+type connWatch struct {
+	app atomic.Pointer[app]
+}
+
+func (w *connWatch) option() robust.Option {
+	on := func(err error) {
+		if a := w.app.Load(); a != nil && err != nil {
+			a.notice(err)
+		}
+	}
+	return robust.WithHooks(robust.Hooks{
+		Connected:    func(e robust.ConnectionEvent) { on(e.Err) },
+		Disconnected: func(e robust.ConnectionEvent) { on(cmp.Or(e.Err, hungUp(e.Addr))) },
+	})
+}
+
+func hungUp(addr string) error { return fmt.Errorf("broker %s has closed the connection", addr) }
+
+func (w *connWatch) start(a *app) { w.app.Store(a) }
+
+func (w *connWatch) stop() { w.app.Store(nil) }

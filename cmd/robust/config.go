@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/alecthomas/kong"
@@ -13,13 +14,19 @@ import (
 
 // configFile answers kong for the values of flags: those of a command stand in the table
 // of the command's name, [serve] or [topic.create], those of all above the tables.
-type configFile struct{ values map[string]any }
+type configFile struct {
+	name   string
+	values map[string]any
+}
 
 // loadTOML is a kong.ConfigurationLoader.
 func loadTOML(r io.Reader) (kong.Resolver, error) { //nolint:ireturn // what kong asks for
-	var f configFile
+	f := configFile{name: "the configuration file"}
+	if file, ok := r.(*os.File); ok {
+		f.name += " " + file.Name()
+	}
 	if err := decodeTOML(r, &f.values); err != nil {
-		return nil, fmt.Errorf("the configuration file: %w", err)
+		return nil, fmt.Errorf("%s: %w", f.name, err)
 	}
 	return &f, nil
 }
@@ -45,7 +52,7 @@ func (f *configFile) validate(n *kong.Node, values map[string]any, path string) 
 				return err
 			}
 		case !slices.ContainsFunc(n.Flags, func(flag *kong.Flag) bool { return flag.Name == name }):
-			return fmt.Errorf("the configuration file sets %s%s, which is no flag", path, name)
+			return fmt.Errorf("%s sets %s%s, which is no flag", f.name, path, name)
 		}
 	}
 	return nil
@@ -67,14 +74,29 @@ func (f *configFile) Resolve(_ *kong.Context, parent *kong.Path, flag *kong.Flag
 	if !ok {
 		return nil, nil
 	}
-	if list, ok := value.([]any); ok {
-		texts := make([]string, len(list))
-		for i, one := range list {
-			texts[i] = fmt.Sprint(one)
+	return flagText(value), nil
+}
+
+// flagText is a value as the command line would have it, so that it means the same: a number
+// where a time is wanted would be one of nanoseconds.
+func flagText(value any) any {
+	switch value := value.(type) {
+	case []any:
+		texts := make([]string, len(value))
+		for i, one := range value {
+			texts[i] = fmt.Sprint(flagText(one))
 		}
-		return strings.Join(texts, ","), nil
+		return strings.Join(texts, ",")
+	case map[string]any:
+		texts := make(map[string]any, len(value))
+		for key, one := range value {
+			texts[key] = flagText(one)
+		}
+		return texts
+	case time.Time:
+		return value.Format(time.RFC3339Nano)
 	}
-	return value, nil
+	return fmt.Sprint(value)
 }
 
 // table is what stands in a command's table.

@@ -16,9 +16,9 @@ type consumeCmd struct {
 	Topic        string   `arg:"" predictor:"topic" help:"Topic to read."`
 	Group        string   `short:"g" placeholder:"ID" predictor:"group" help:"Read as a member of this consumer group, which remembers what was read."`
 	Partition    []int32  `short:"p" placeholder:"N" help:"Partitions to read (default: all)."`
-	From         position `default:"oldest" placeholder:"WHERE" predictor:"position" help:"Where to begin: oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--from=-90m). A group begins there where it has nothing committed."`
+	From         position `default:"oldest" placeholder:"WHERE" predictor:"position" help:"Where to begin: oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--from=-90m, --from=-7d). A group begins there where it has nothing committed."`
 	To           string   `enum:"follow,end" default:"follow" help:"end: stop at what is stored now; follow: wait for more."`
-	Number       int64    `short:"n" name:"number" placeholder:"N" help:"Stop after so many messages."`
+	Number       *int64   `short:"n" name:"number" placeholder:"N" help:"Stop after so many messages."`
 	Format       string   `short:"f" placeholder:"FORMAT" predictor:"format" help:"value (a line, the default), keyed (key, separator, value), json (the default with -o json), raw (values and nothing else), or a text with %t topic, %p partition, %o offset, %T time in milliseconds, %d date, %k key, %v value, %h headers, %% a percent sign, \\n, \\t."`
 	KeySeparator string   `short:"k" default:":" placeholder:"TEXT" help:"Between key and value with -f keyed."`
 	Quiet        bool     `short:"q" help:"Print no summary when a signal comes."`
@@ -29,7 +29,7 @@ func (c *consumeCmd) Validate() error {
 	if c.Group != "" && len(c.Partition) > 0 {
 		return errors.New("--partition and --group exclude one another: a group shares out the partitions itself")
 	}
-	if c.Number < 0 {
+	if c.Number != nil && *c.Number < 1 {
 		return errors.New("-n is to be above 0")
 	}
 	_, err := newFormat(cmp.Or(c.Format, "value"), c.KeySeparator)
@@ -54,7 +54,10 @@ func (c *consumeCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer client.Close()
-	out := &sink{w: a.stdout, format: write, limit: c.Number}
+	out := &sink{w: a.stdout, format: write}
+	if c.Number != nil {
+		out.limit = *c.Number
+	}
 	if c.Group != "" {
 		err = c.consumeGroup(ctx, a, client, out)
 	} else {
@@ -70,7 +73,7 @@ func (c *consumeCmd) Run(ctx context.Context, a *app) error {
 		fmt.Fprintf(a.stderr, "interrupted: %s read from topic %s\n", plural(out.count(), "message"), c.Topic)
 	}
 	// Who follows a topic can stop no other way.
-	if c.To == "follow" && c.Number == 0 {
+	if c.To == "follow" && c.Number == nil {
 		return nil
 	}
 	return &exitError{code: exitInterrupted}
@@ -186,9 +189,8 @@ func (c *consumeCmd) readPartition(ctx context.Context, a *app, client *robust.C
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go func() {
-		var told notices
 		for err := range consumer.Errors() {
-			told.tell(a.stderr, err)
+			a.notice(err)
 			// What was to be read may be gone, and nothing would come any more.
 			if end >= 0 && consumer.Offset() >= end {
 				stop(errPartitionEnd)

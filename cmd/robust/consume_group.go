@@ -24,9 +24,8 @@ func (c *consumeCmd) consumeGroup(ctx context.Context, a *app, client *robust.Cl
 	}
 	defer group.Close()
 	go func() {
-		var told notices
 		for err := range group.Errors() {
-			told.tell(a.stderr, err)
+			a.notice(err)
 		}
 	}()
 	work, stop := context.WithCancelCause(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/aminofox/robust-go-sdk"
@@ -61,8 +62,8 @@ type damageView struct {
 // showDataDir shows a report, which comes also with an error. Damage that neither has been
 // repaired nor will be by the broker's start is exitDamaged.
 func showDataDir(a *app, report *robust.DataDirReport, err error, hint string) error {
-	if report == nil {
-		return err
+	if report == nil || err != nil && report.Segments == 0 && len(report.Damage) == 0 {
+		return noDataDir(err)
 	}
 	v := dataDirView{
 		Topics: report.Topics, Partitions: report.Partitions, Segments: report.Segments,
@@ -97,6 +98,14 @@ func showDataDir(a *app, report *robust.DataDirReport, err error, hint string) e
 		return &exitError{code: exitDamaged, err: errors.New(plural(damaged, "fault") + " in what is stored"), hint: hint}
 	}
 	return nil
+}
+
+// noDataDir is for a directory of which nothing was read.
+func noDataDir(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return usageErrorf("the directory is that of robust serve --data", "%w", err)
+	}
+	return err
 }
 
 // state is a word or two for a fault.

@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -88,12 +90,31 @@ func readerGone(err error) bool {
 // errText is an error without the package's name in front, which is the program's, too, nor
 // in front of the errors that are part of it.
 func errText(err error) string {
-	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), "robust: "), ": robust: ", ": ")
+	text := strings.ReplaceAll(strings.TrimPrefix(err.Error(), "robust: "), ": robust: ", ": ")
+	if errors.Is(err, robust.ErrInvalidConfig) {
+		text = flagNames.Replace(text)
+	}
+	return text
 }
 
+// flagNames has for the package's options the flags that set them.
+var flagNames = strings.NewReplacer( //nolint:gochecknoglobals // a table, never written
+	"WithBrokers(", "--brokers(",
+	"WithConnectionTimeout(", "--timeout(",
+	"WithRetention(", "--retention or --retention-bytes(",
+	"WithConnectionLimit(", "--max-connections(",
+	"WithMaxFrameBytes(", "--max-frame(",
+	"WithAutoCreateTopics(", "--auto-create(",
+	"WithAdvertisedAddr(", "--advertise(",
+	"WithTopic(", "--topic(",
+	"WithNodeID(", "--node-id(",
+	"WithDataDir(", "--data(",
+)
+
 // notices tells errors that come again and again once, and again when some time has
-// gone by: a broker that is away is tried every second.
+// gone by: a broker that is away is tried every second. Any goroutine may call it.
 type notices struct {
+	mu sync.Mutex
 	at map[string]time.Time // by text
 }
 
@@ -101,7 +122,9 @@ type notices struct {
 const noticeAgain = 30 * time.Second
 
 func (n *notices) tell(w io.Writer, err error) {
-	text, now := errText(err), time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	text, now := noticeText(err), time.Now()
 	if at, told := n.at[text]; told && now.Sub(at) < noticeAgain {
 		return
 	}
@@ -111,6 +134,19 @@ func (n *notices) tell(w io.Writer, err error) {
 	}
 	n.at[text] = now
 	fmt.Fprintln(w, "robust:", text)
+}
+
+// noticeText leaves out for what a connection was used that has failed: many partitions may
+// be read by one.
+func noticeText(err error) string {
+	var conn *robust.ConnError
+	switch {
+	case !errors.As(err, &conn):
+		return errText(err)
+	case errors.Is(err, robust.ErrNoBroker):
+		return errText(robust.ErrNoBroker) + ": " + errText(conn)
+	}
+	return errText(conn)
 }
 
 // aboutError is about one of several things that were named.
@@ -132,6 +168,10 @@ func explain(a *app, err error) (code int, hint string) {
 	var own *exitError
 	if errors.As(err, &own) {
 		return own.code, own.hint
+	}
+	var addr *net.AddrError
+	if errors.As(err, &addr) && !errors.Is(err, robust.ErrNoBroker) {
+		return exitUsage, "an address is HOST:PORT, such as 127.0.0.1:8686 or :8686"
 	}
 	for _, known := range []struct {
 		err  error

@@ -58,6 +58,23 @@ func TestNotices(t *testing.T) {
 	})
 }
 
+// TestNoticesOfOneCause: what has happened to a connection is told once, and not for each
+// partition that was read by it.
+func TestNoticesOfOneCause(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	var told notices
+	broken := &robust.ConnError{Addr: "b:1", Op: "read", Err: errors.New("broker closed the connection")}
+	for p := range 5 {
+		told.tell(&out, fmt.Errorf("robust: consume t/%d at offset 7: %w", p, broken))
+		told.tell(&out, fmt.Errorf("robust: consume t/%d at offset 7: %w", p, fmt.Errorf("%w: %w", robust.ErrNoBroker, broken)))
+	}
+	told.tell(&out, errors.New("robust: consume t/0 at offset 7: offset 7 is out of range"))
+	require.Equal(t, "robust: read b:1: broker closed the connection\n"+
+		"robust: no broker can be reached: read b:1: broker closed the connection\n"+
+		"robust: consume t/0 at offset 7: offset 7 is out of range\n", out.String())
+}
+
 // TestForeignText: IDs are what clients say, and nothing for the terminal to obey.
 func TestForeignText(t *testing.T) {
 	t.Parallel()

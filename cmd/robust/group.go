@@ -166,7 +166,7 @@ func assignmentText(assignment map[string][]int32) string {
 type groupResetCmd struct {
 	ID        string   `arg:"" predictor:"group" help:"The group."`
 	Topic     string   `arg:"" predictor:"topic" help:"The topic."`
-	To        position `required:"" placeholder:"WHERE" predictor:"position" help:"oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--to=-90m)."`
+	To        position `required:"" placeholder:"WHERE" predictor:"position" help:"oldest, newest, an offset, a time (2006-01-02T15:04:05Z) or a span back from now (--to=-90m, --to=-7d)."`
 	Partition []int32  `short:"p" placeholder:"N" help:"Partitions to move (default: all)."`
 	DryRun    bool     `help:"Show from where to where, and change nothing."`
 }

@@ -10,7 +10,6 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/colorprofile"
 	"github.com/charmbracelet/x/ansi"
-	"golang.org/x/term"
 )
 
 // painter gives colours to what is printed on a terminal, and leaves the rest alone. It is for
@@ -57,31 +56,26 @@ const liveTick = 200 * time.Millisecond
 
 // startLive shows figures if standard error is a terminal.
 func (a *app) startLive(name string, now func() figures) *liveLine {
-	if a.json || !isTerminal(a.stderr) {
+	if a.json || !obeys(a.stderr) {
 		return nil
 	}
 	l := &liveLine{name: name, paint: newPainter(a.stderr), at: time.Now(), end: make(chan struct{}), ended: make(chan struct{})}
-	go l.run(a.stderr, now)
+	go l.run(a, now)
 	return l
 }
 
-func (l *liveLine) run(f *os.File, now func() figures) {
+func (l *liveLine) run(a *app, now func() figures) {
 	defer close(l.ended)
 	tick := time.NewTicker(liveTick)
 	defer tick.Stop()
 	for {
 		select {
 		case <-l.end:
-			_, _ = f.WriteString("\r\x1b[K") // Nobody can be told.
+			a.line.clear()
 			return
 		case at := <-tick.C:
-			width, _, err := term.GetSize(int(f.Fd()))
-			if err != nil {
-				width = 80
-			}
 			l.take(now(), at)
-			// A terminal prints ^C, which must not go on in the next line.
-			_, _ = f.WriteString("\r" + l.text(width-len("^C")-1) + "\x1b[K")
+			a.line.draw(a.stderr, l.text(lineWidth(a.stderr)))
 		}
 	}
 }

@@ -10,9 +10,8 @@ import (
 
 // newLogHandler logs for people where they look on, else for machines.
 func newLogHandler(f *os.File, format string, level slog.Leveler) slog.Handler {
-	terminal := isTerminal(f)
-	if format == "text" || (format == "auto" && terminal) {
-		return tint.NewTextHandler(f, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal || os.Getenv("NO_COLOR") != ""})
+	if format == "text" || (format == "auto" && isTerminal(f)) {
+		return tint.NewTextHandler(f, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !obeys(f) || os.Getenv("NO_COLOR") != ""})
 	}
 	return slog.NewJSONHandler(f, &slog.HandlerOptions{Level: level})
 }

@@ -42,7 +42,11 @@ type cli struct {
 func main() {
 	// A pipe whose reader has gone makes writes fail, and what was read can end in good order.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // As nohup has it.
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	// The second signal kills.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
@@ -85,11 +89,19 @@ func reportUsage(stderr io.Writer, err error) int {
 	var wrong *kong.ParseError
 	if errors.As(err, &wrong) && wrong.Context != nil {
 		if command := wrong.Context.Selected(); command != nil {
-			help = command.FullPath() + " --help"
+			help = commandPath(command) + " --help"
 		}
 	}
 	fmt.Fprintf(stderr, "  see: %s\n", help)
 	return exitUsage
+}
+
+// commandPath is what is typed to run a command; kong's own path has the aliases in it.
+func commandPath(n *kong.Node) string {
+	if n.Parent == nil {
+		return n.Name
+	}
+	return commandPath(n.Parent) + " " + n.Name
 }
 
 // app is what every command is given.
@@ -99,7 +111,12 @@ type app struct {
 	brokers        []string
 	timeout        time.Duration
 	json, verbose  bool
+	line           statusLine
+	told           notices
 }
+
+// notice tells of a failure that ends nothing.
+func (a *app) notice(err error) { a.line.aside(func() { a.told.tell(a.stderr, err) }) }
 
 // configFiles are read when they are there, the later before the earlier.
 func configFiles() []string {

@@ -58,6 +58,9 @@ func printable(s string) string {
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
+// obeys says whether the file is a terminal on which the cursor can be moved.
+func obeys(f *os.File) bool { return isTerminal(f) && os.Getenv("TERM") != "dumb" }
+
 // plural is a number with its noun.
 func plural[N int | int32 | int64](n N, noun string) string {
 	if n == 1 {

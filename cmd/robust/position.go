@@ -18,7 +18,7 @@ type position struct {
 
 var _ encoding.TextUnmarshaler = (*position)(nil)
 
-const positionHelp = "oldest, newest, an offset, a time (2006-01-02, 2006-01-02T15:04:05Z) or a span back from now (-90m)"
+const positionHelp = "oldest, newest, an offset, a time (2006-01-02, 2006-01-02T15:04:05Z) or a span back from now (-90m, -7d)"
 
 // UnmarshalText reads what positionHelp names.
 func (p *position) UnmarshalText(raw []byte) error {
@@ -37,7 +37,7 @@ func (p *position) UnmarshalText(raw []byte) error {
 		return nil
 	}
 	if back, found := strings.CutPrefix(text, "-"); found {
-		if d, err := time.ParseDuration(back); err == nil {
+		if d, err := parseSpan(back); err == nil {
 			p.at = time.Now().Add(-d)
 			return nil
 		}
@@ -49,6 +49,20 @@ func (p *position) UnmarshalText(raw []byte) error {
 		}
 	}
 	return fmt.Errorf("%q is none of %s", text, positionHelp)
+}
+
+// parseSpan reads what time.ParseDuration does, with days of 24 hours before it.
+func parseSpan(text string) (time.Duration, error) {
+	days, rest, found := strings.Cut(text, "d")
+	if !found {
+		return time.ParseDuration(text)
+	}
+	n, err := strconv.ParseUint(days, 10, 16) // Of longer ones there are no Durations.
+	if err != nil || rest == "" {
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	d, err := time.ParseDuration(rest)
+	return time.Duration(n)*24*time.Hour + d, err
 }
 
 func outOfRange(topic string, partition int32, oldest, newest, at int64) error {

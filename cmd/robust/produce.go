@@ -34,6 +34,9 @@ func (c *produceCmd) Validate() error {
 	if c.MaxLine < 1 {
 		return errors.New("--max-line is to be above 0")
 	}
+	if c.Grace < 0 {
+		return errNegativeGrace
+	}
 	return nil
 }
 
@@ -146,7 +149,8 @@ func (c *produceCmd) Run(ctx context.Context, a *app) error {
 	if c.Acks == "synced" {
 		acks = robust.AcksSynced
 	}
-	client, err := a.connect(ctx, robust.WithAcks(acks), robust.WithCompression(c.Compression.Compression))
+	var watch connWatch
+	client, err := a.connect(ctx, robust.WithAcks(acks), robust.WithCompression(c.Compression.Compression), watch.option())
 	if err != nil {
 		return err
 	}
@@ -160,11 +164,13 @@ func (c *produceCmd) Run(ctx context.Context, a *app) error {
 	work, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	t := &tally{fail: fail}
-	bar := a.startProgress(c.Quiet, in.size, t.now)
+	bar := a.startProgress(c.Quiet || in.typed, in.size, t.now)
+	watch.start(a)
 	sent, readErr := c.send(work, producer, in, t)
 	end, cancel := outlive(ctx, c.Grace)
 	defer cancel()
 	closeErr := producer.Shutdown(end)
+	watch.stop()
 	bar.stop()
 	return c.conclude(ctx, a, t, conclusion{sent: sent, read: readErr, close: closeErr, took: time.Since(began)})
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
+	"unicode/utf8"
 
 	"github.com/aminofox/robust-go-sdk"
 )
@@ -17,6 +19,7 @@ import (
 // so it has a goroutine of its own, which a program that ends leaves behind.
 type input struct {
 	size   int64 // of all files in bytes; -1 where it is not known
+	typed  bool  // at a terminal
 	files  []*os.File
 	ch     chan item
 	ctx    context.Context //nolint:containedctx // ends the goroutine, when the input is closed
@@ -44,6 +47,7 @@ func (c *produceCmd) open(a *app) (*input, error) {
 	for _, name := range names {
 		if name == "-" {
 			in.size = addSize(in.size, a.stdin)
+			in.typed = in.typed || isTyped(a.stdin)
 			sources = append(sources, source{"standard input", a.stdin})
 			continue
 		}
@@ -53,6 +57,10 @@ func (c *produceCmd) open(a *app) (*input, error) {
 			return nil, &exitError{code: exitUsage, err: err}
 		}
 		in.files = append(in.files, f)
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			in.close()
+			return nil, usageErrorf("", "%s is a directory", name)
+		}
 		in.size = addSize(in.size, f)
 		sources = append(sources, source{name, f})
 	}
@@ -79,6 +87,11 @@ func addSize(size int64, r io.Reader) int64 {
 		return -1
 	}
 	return size + info.Size()
+}
+
+func isTyped(r io.Reader) bool {
+	f, ok := r.(*os.File)
+	return ok && isTerminal(f)
 }
 
 func (in *input) put(i item) bool {
@@ -134,10 +147,11 @@ func (c *produceCmd) read(in *input, name string, r io.Reader) error {
 	for n := 1; ; n++ {
 		where := fmt.Sprintf("%s, line %d", name, n)
 		line, err := readLine(lines, c.MaxLine)
-		if errors.Is(err, io.EOF) {
+		ended := errors.Is(err, io.EOF)
+		if ended && line == nil {
 			return nil
 		}
-		if err != nil {
+		if err != nil && !ended {
 			return fmt.Errorf("%s: %w", where, err)
 		}
 		if c.Format == "json" && len(bytes.TrimSpace(line)) == 0 {
@@ -148,13 +162,14 @@ func (c *produceCmd) read(in *input, name string, r io.Reader) error {
 			return usageErrorf("lines of JSON look like this: {\"key\":\"ann\",\"value\":\"two books\"}", "%s: %w", where, err)
 		}
 		m.Metadata = where
-		if !in.put(item{m: m}) {
+		if !in.put(item{m: m}) || ended {
 			return nil
 		}
 	}
 }
 
-// readLine returns a line without its end, and the last one also if it has none.
+// readLine returns a line without its end, and with io.EOF the last one if it has none. A
+// terminal says only once that its input ends.
 func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 	var line []byte
 	for {
@@ -167,8 +182,8 @@ func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 		switch {
 		case err == nil:
 			return line[:len(line)-1], nil
-		case errors.Is(err, io.EOF) && len(line) > 0:
-			return line, nil
+		case errors.Is(err, io.EOF):
+			return line, err
 		case !errors.Is(err, bufio.ErrBufferFull):
 			return nil, err
 		}
@@ -202,15 +217,35 @@ type messageJSON struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 }
 
+// wantedText is what a field of messageJSON takes.
+func wantedText(k reflect.Kind) string {
+	switch k {
+	case reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.Map:
+		return "an object"
+	default:
+		return "text"
+	}
+}
+
 // messageOfJSON reads a line that is not empty. A value that is not a string is sent as the JSON that it is.
 func messageOfJSON(line []byte) (*robust.Message, error) {
 	var j messageJSON
-	if line = bytes.TrimSpace(line); line[0] != '{' {
-		return nil, fmt.Errorf("%q begins no object", line[:1])
+	line = bytes.TrimPrefix(bytes.TrimSpace(line), []byte("\ufeff")) // A mark of files, and no part of the text.
+	switch {
+	case !utf8.Valid(line):
+		return nil, errors.New("it is not UTF-8; value_base64 and key_base64 take any bytes")
+	case len(line) == 0 || line[0] != '{':
+		return nil, errors.New("it is no object, which begins with {")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&j); err != nil {
+		var wrong *json.UnmarshalTypeError
+		if errors.As(err, &wrong) {
+			err = fmt.Errorf("%s is a %s where %s is wanted", wrong.Field, wrong.Value, wantedText(wrong.Type.Kind()))
+		}
 		return nil, err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {

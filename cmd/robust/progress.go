@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 )
 
-// progress shows on a terminal how far a long input is. A nil one shows nothing.
+// progress shows on a terminal how far a long input is, in one line. A nil one shows nothing.
 type progress struct {
 	end, ended chan struct{}
 }
@@ -16,7 +18,7 @@ type progress struct {
 // bytes, -1 if that is not known, now what is done. A short input ends before anything is
 // shown.
 func (a *app) startProgress(quiet bool, size int64, now func() (messages, bytes int64)) *progress {
-	if quiet || a.json || !isTerminal(a.stderr) {
+	if quiet || a.json || !obeys(a.stderr) {
 		return nil
 	}
 	p := &progress{end: make(chan struct{}), ended: make(chan struct{})}
@@ -32,15 +34,14 @@ func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
 	for {
 		select {
 		case <-p.end:
-			if bar != nil {
-				_ = bar.Clear()
-			}
+			a.line.clear()
 			return
 		case <-tick.C:
 		}
 		if bar == nil {
 			bar = progressbar.NewOptions64(size,
-				progressbar.OptionSetWriter(a.stderr),
+				// It would not know how wide the terminal is by now.
+				progressbar.OptionSetWriter(io.Discard),
 				progressbar.OptionShowBytes(true),
 				progressbar.OptionSetWidth(30),
 				// Its own goroutine would draw without looking whether the bar was cleared.
@@ -54,6 +55,7 @@ func (p *progress) run(a *app, size int64, now func() (messages, bytes int64)) {
 			bytes = min(bytes, size-1)
 		}
 		_ = bar.Set64(bytes)
+		a.line.draw(a.stderr, strings.Trim(bar.String(), "\r "))
 	}
 }
 

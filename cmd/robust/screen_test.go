@@ -28,16 +28,25 @@ type screen struct {
 	raw strings.Builder
 }
 
-// onScreen starts the program with a terminal of its own for all that it reads and writes.
+// onScreen starts the program with a terminal of its own for all that it writes, and reads
+// unless its input is given.
 func onScreen(t *testing.T, cmd *exec.Cmd) *screen {
+	t.Helper()
+	return onScreenSized(t, cmd, 100, 24)
+}
+
+func onScreenSized(t *testing.T, cmd *exec.Cmd, width, height int) *screen {
 	t.Helper()
 	ptmx, tty, err := pty.Open()
 	require.NoError(t, err)
-	s := &screen{t: t, ptmx: ptmx, changed: make(chan struct{}, 1), vt: vt.NewEmulator(100, 24)}
-	require.NoError(t, pty.Setsize(ptmx, &pty.Winsize{Rows: 24, Cols: 100}))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
-	// A resized terminal tells who has it as theirs.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	s := &screen{t: t, ptmx: ptmx, changed: make(chan struct{}, 1), vt: vt.NewEmulator(width, height)}
+	require.NoError(t, pty.Setsize(ptmx, &pty.Winsize{Rows: uint16(height), Cols: uint16(width)}))
+	cmd.Stdout, cmd.Stderr = tty, tty
+	if cmd.Stdin == nil {
+		cmd.Stdin = tty
+	}
+	// A resized terminal tells who has it as theirs: the one that is the output's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1}
 	require.NoError(t, cmd.Start())
 	require.NoError(t, tty.Close())
 	var working sync.WaitGroup

@@ -38,8 +38,13 @@ func (c *serveCmd) Validate() error {
 	if c.Pprof && c.HTTP == "" {
 		return errors.New("--pprof needs an address to serve at: --http 127.0.0.1:6060")
 	}
+	if c.Grace < 0 {
+		return errNegativeGrace
+	}
 	return nil
 }
+
+var errNegativeGrace = errors.New("--grace is a time, and not below 0")
 
 // syncFlag is a robust.SyncPolicy on the command line.
 type syncFlag struct{ policy robust.SyncPolicy }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -76,4 +77,30 @@ func TestServeMetrics(t *testing.T) {
 		require.NotEmpty(t, f.GetHelp(), name)
 		require.Regexp(t, `^(robust_broker|go|process|promhttp)_`, name, fmt.Sprint(f.GetType()))
 	}
+}
+
+// TestTopOfServer: top shows what a real server's metrics tell, once and live.
+func TestTopOfServer(t *testing.T) {
+	t.Parallel()
+	s := serve(t, "--http", "127.0.0.1:0", "--topic", "orders:2", "--data", t.TempDir())
+	succeed(t, s.addr, numbers(1000), "produce", "orders")
+	var v topView
+	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "top", "-i", "100ms", "-o", "json", "--metrics", s.http)), &v))
+	require.Empty(t, v.Missing)
+	require.NotNil(t, v.Server)
+	require.EqualValues(t, 1, v.Server.Connections, "top's own")
+	require.InDelta(t, value(t, scrape(t, s.http), "robust_broker_log_bytes"), v.Server.LogBytes, 0)
+	require.Greater(t, v.Server.LogBytes, int64(1000))
+	require.NotNil(t, v.Server.BytesRate)
+	require.Zero(t, *v.Server.BytesRate)
+
+	// Bytes are stored while it looks.
+	r := start(t, s.addr, "bench", "latency", "--topic", "orders", "-n", "1000000")
+	storedIn(t, s.addr, "orders", 1500)
+	require.NoError(t, json.Unmarshal([]byte(succeed(t, s.addr, "", "top", "-o", "json", "--metrics", "http://"+s.http+"/metrics")), &v))
+	require.Positive(t, *v.Server.BytesRate)
+	require.GreaterOrEqual(t, v.Server.Connections, int64(2))
+	require.Contains(t, succeed(t, s.addr, "", "top", "-i", "100ms", "--metrics", s.http), " connections, ")
+	r.interrupt(t)
+	require.Equal(t, exitInterrupted, r.wait(t).code)
 }

@@ -15,7 +15,7 @@ import (
 
 type topCmd struct {
 	Interval time.Duration `short:"i" default:"1s" help:"How often to look."`
-	Once     bool          `help:"Print one table, after two looks, and end; so it is where the output is no terminal, and with -o json."`
+	Once     bool          `help:"Print one table, after two looks, and end; so it is where the output is no terminal, or one that cannot be drawn on, and with -o json."`
 	Metrics  string        `placeholder:"URL" help:"Where the server shows its metrics (robust serve --http), for bytes and connections, which brokers do not tell otherwise."`
 }
 
@@ -50,7 +50,7 @@ func (c *topCmd) Run(ctx context.Context, a *app) error {
 		return looker.look(look)
 	}
 	m := newTopModel(strings.Join(a.brokers, ","), c.Interval, ask)
-	if c.Once || a.json || !isTerminal(a.stdout) {
+	if c.Once || a.json || !obeys(a.stdout) {
 		return m.once(ctx, a)
 	}
 	program := tea.NewProgram(m, tea.WithOutput(a.stdout), tea.WithEnvironment(os.Environ()), tea.WithoutSignalHandler())

@@ -81,7 +81,7 @@ func (m *topModel) offsetTable(g *topGroup) *topTable {
 			member = "nobody"
 		}
 		t.rows = append(t.rows, []string{
-			o.Topic, fmt.Sprint(o.Partition), committed, countText(float64(o.HighWaterMark)), countText(float64(o.Lag)), member,
+			printable(o.Topic), fmt.Sprint(o.Partition), committed, countText(float64(o.HighWaterMark)), countText(float64(o.Lag)), member,
 		})
 	}
 	return t

@@ -196,7 +196,7 @@ func (m *topModel) topicTable(from, to int) *topTable {
 	}
 	for _, topic := range m.sortedTopics()[from:to] {
 		trend := m.topics[topic.Name]
-		row := []string{topic.Name, fmt.Sprint(len(topic.Partitions)), "-", "-"}
+		row := []string{printable(topic.Name), fmt.Sprint(len(topic.Partitions)), "-", "-"}
 		if topic.Told {
 			row[2], row[3] = countText(float64(topic.kept())), rateText(trend.written.rates.last())
 		}

@@ -278,12 +278,12 @@ func TestTopSizes(t *testing.T) {
 	m := topScreen(t, 80, 24, 0, 100, 50)
 	s := topSeen(3, 200)
 	for i := range 50 {
-		s.Topics = append(s.Topics, topTopic{Name: fmt.Sprintf("topic-with-a-name-of-some-length-%02d", i), Told: true})
+		s.Topics = append(s.Topics, topTopic{Name: fmt.Sprintf("topic-with-a-name-of-some-\x1b[2J-%02d", i), Told: true})
 		s.Groups = append(s.Groups, topGroup{ID: fmt.Sprintf("grüppe-\x1b[2J-%02d", i), Told: true})
 	}
 	send(m, topLook{state: s, at: s.At})
-	for width := 1; width < 130; width += 3 {
-		for height := 1; height < 60; height += 2 {
+	for width := 1; width < 130; width += 5 {
+		for _, height := range []int{1, 2, 3, 4, 6, 9, 12, 15, heightForAll, heightForGraph - 1, heightForGraph, 24, 59} {
 			send(m, tea.WindowSizeMsg{Width: width, Height: height})
 			requireFits(t, m)
 		}
