@@ -66,6 +66,39 @@ func TestBrokerMetricsOfRefusals(t *testing.T) {
 	require.ErrorIs(t, told.produced[0].Err, ErrTopicNotFound)
 }
 
+// brokenStorage stores no messages.
+type brokenStorage struct{ Storage }
+
+func (s brokenStorage) OpenPartition(ctx context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
+	l, err := s.Storage.OpenPartition(ctx, t, partition, c, advanced)
+	return brokenLog{l}, err
+}
+
+type brokenLog struct{ PartitionLog }
+
+func (brokenLog) Append(_ []byte, _ Acks, done func(AppendResult)) {
+	done(AppendResult{Err: ErrOverloaded})
+}
+
+// TestRequestsRefusedTogether has requests that were to be stored together fail together: each
+// counts.
+func TestRequestsRefusedTogether(t *testing.T) {
+	b, err := NewBroker(WithTopic("demo", 1), WithStorage(brokenStorage{NewMemoryStorage()}), WithLogger(nil))
+	require.NoError(t, err)
+	defer b.Close()
+	p := dialPeer(t, b)
+	text := ""
+	for i := range 5 {
+		text += fmt.Sprintf(`{"request_id":"%d","request_type":0,"payload":{"topic":"demo","value":"eA=="}}`+"\n", i)
+	}
+	p.send(text)
+	for i := range 5 {
+		require.False(t, p.mustAnswer(fmt.Sprint(i)).success)
+	}
+	require.Equal(t, uint64(5), b.Metrics().Requests["Produce"].Failed)
+	require.Equal(t, uint64(5), b.Metrics().Requests["Produce"].Latency.Count)
+}
+
 // TestBrokerMetricsOfRepeats: a batch that came again, and was recognised, counted as stored
 // each time.
 func TestBrokerMetricsOfRepeats(t *testing.T) {
