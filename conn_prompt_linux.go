@@ -67,6 +67,10 @@ type attachedConn interface {
 	SetWriteDeadline(t time.Time) error
 }
 
+// errBlocks is why a connection whose calls block cannot be detached: looking would last until
+// something comes.
+var errBlocks = errors.New("the connection is in blocking mode")
+
 // detached is how many connections of the process are. They may be half as many as there
 // are processors, which others need as well.
 var detached atomic.Int32 //nolint:gochecknoglobals // the processors are the process's
@@ -154,19 +158,20 @@ func (c *promptConn) readWithin(b []byte, patience time.Duration) (int, error) {
 	return c.readNow(b)
 }
 
-// readNow reads what is there, nothing if nothing is, without telling the scheduler: it does
-// not wait. What it fails with the system tells only once.
+// readNow reads what is there, nothing if nothing is. What it fails with the system tells
+// only once. syscall.Read tells the race detector, as the reads of package net do, that what
+// was done before the write was done before the read.
 func (c *promptConn) readNow(b []byte) (int, error) {
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	n, err := syscall.Read(c.fd, b)
 	switch {
-	case errno == syscall.EAGAIN || errno == syscall.EINTR:
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
 		return 0, nil
-	case errno != 0:
-		return 0, c.opError("read", os.NewSyscallError("read", errno))
+	case err != nil:
+		return 0, c.opError("read", os.NewSyscallError("read", err))
 	case n == 0:
 		return 0, io.EOF
 	}
-	return int(n), nil
+	return n, nil
 }
 
 // opError makes an error as those of package net.
@@ -383,18 +388,32 @@ func control(nc syscall.Conn, f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// dupOf returns a second file descriptor of a connection, non-blocking as it is. It is none of
-// the standard ones, which os.File takes for a terminal's or a pipe's.
+// dupOf returns a second file descriptor of a connection. It is none of the standard ones,
+// which os.File takes for a terminal's or a pipe's. A connection whose calls block has none:
+// os.File.Fd makes it one for whoever took a *os.File of it.
 func dupOf(nc syscall.Conn) (fd int, err error) {
+	const least = 3
 	var failed error
 	err = control(nc, func(from int) {
-		const least = 3
-		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(from), syscall.F_DUPFD_CLOEXEC, least)
-		if fd = int(r); errno != 0 {
-			failed = os.NewSyscallError("fcntl", errno)
+		flags, err := fcntl(from, syscall.F_GETFL, 0)
+		if failed = err; err != nil {
+			return
 		}
+		if flags&syscall.O_NONBLOCK == 0 {
+			failed = errBlocks
+			return
+		}
+		fd, failed = fcntl(from, syscall.F_DUPFD_CLOEXEC, least)
 	})
 	return fd, errors.Join(err, failed)
+}
+
+func fcntl(fd, command, arg int) (int, error) {
+	r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(arg))
+	if errno != 0 {
+		return 0, os.NewSyscallError("fcntl", errno)
+	}
+	return int(r), nil
 }
 
 // closeNow closes a file descriptor with which nothing can be lost.

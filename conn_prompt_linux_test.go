@@ -123,6 +123,44 @@ func TestPromptDetachesAndAttaches(t *testing.T) {
 	require.Equal(t, 2*after, c.after)
 }
 
+// A connection that its maker has put into blocking mode, as os.File.Fd does, stays with the
+// poller: looking at it lasted until something came.
+func TestPromptBlockingStaysAttached(t *testing.T) {
+	forDetached(t, 1)
+	here, _ := tcpPair(t)
+	file, err := here.File()
+	require.NoError(t, err)
+	file.Fd()
+	require.NoError(t, file.Close())
+	require.Eventually(t, func() bool { return detached.Load() == 0 }, time.Minute, time.Millisecond)
+	files := processFiles(t)
+	c := patientPrompt(here)
+	c.detach()
+	require.NotNil(t, c.nc)
+	require.Zero(t, detached.Load())
+	require.LessOrEqual(t, processFiles(t), files)
+}
+
+// What the peer did before it wrote, it did before the read, also for the race detector, by
+// which this test fails: users' tests of both ends in one process rely on that.
+func TestPromptReadFollowsWrite(t *testing.T) {
+	c, there := detachedPair(t)
+	c.patience = time.Minute
+	done := 0
+	read := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 16))
+		done++
+		read <- err
+	}()
+	awaitUse(t, c)
+	done++
+	_, err := there.Write([]byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, <-read)
+	require.Equal(t, 2, done)
+}
+
 func TestPromptEnds(t *testing.T) {
 	b := make([]byte, 16)
 	t.Run("peer closes", func(t *testing.T) {
