@@ -120,7 +120,8 @@ func (c *promptConn) Read(b []byte) (int, error) {
 		}
 	}
 	if !c.soon {
-		return c.nc.Read(b)
+		n, err := c.nc.Read(b)
+		return n, c.netError(err)
 	}
 	began := time.Now()
 	n, err := c.nc.Read(b)
@@ -129,7 +130,7 @@ func (c *promptConn) Read(b []byte) (int, error) {
 	} else {
 		c.streak = 0
 	}
-	return n, err
+	return n, c.netError(err)
 }
 
 // look reads what comes while it is looked for; nothing if it does not come.
@@ -179,11 +180,28 @@ func (c *promptConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: c.remote.Network(), Source: c.local, Addr: c.remote, Err: err}
 }
 
+// netError makes an error of an os.File what it were of package net.
+func (c *promptConn) netError(err error) error {
+	var failed *os.PathError
+	if err == nil || !errors.As(err, &failed) {
+		return err
+	}
+	var errno syscall.Errno
+	switch err = failed.Err; {
+	case errors.Is(err, os.ErrClosed):
+		err = net.ErrClosed
+	case errors.As(err, &errno):
+		err = os.NewSyscallError(failed.Op, errno)
+	}
+	return c.opError(failed.Op, err)
+}
+
 func (c *promptConn) Write(b []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if c.nc != nil {
-		return c.nc.Write(b)
+		n, err := c.nc.Write(b)
+		return n, c.netError(err)
 	}
 	for written := 0; ; {
 		n, err := c.writeSome(b[written:])
@@ -324,10 +342,13 @@ func (c *promptConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.readDeadline = t
-	if c.nc != nil {
-		return c.nc.SetReadDeadline(t)
+	if c.closed {
+		return net.ErrClosed
 	}
-	return c.openLocked()
+	if c.nc == nil {
+		return nil
+	}
+	return c.nc.SetReadDeadline(t)
 }
 
 // SetWriteDeadline is as SetReadDeadline.
@@ -335,17 +356,13 @@ func (c *promptConn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeDeadline = t
-	if c.nc != nil {
-		return c.nc.SetWriteDeadline(t)
-	}
-	return c.openLocked()
-}
-
-func (c *promptConn) openLocked() error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	return nil
+	if c.nc == nil {
+		return nil
+	}
+	return c.nc.SetWriteDeadline(t)
 }
 
 // CloseWrite tells the peer that nothing more is written.

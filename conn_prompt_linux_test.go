@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -236,6 +238,64 @@ func TestPromptEnds(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	})
+}
+
+// What a connection fails with is the same before it was detached, while it is, and after.
+func TestPromptErrors(t *testing.T) {
+	b := make([]byte, 16)
+	for name, move := range map[string]func(t *testing.T, c *promptConn){
+		"detached":       func(*testing.T, *promptConn) {},
+		"attached again": func(t *testing.T, c *promptConn) { require.True(t, c.attach()) },
+		"never detached": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c *promptConn
+			var there *net.TCPConn
+			if move == nil {
+				var here *net.TCPConn
+				here, there = tcpPair(t)
+				c = promptOf(here).(*promptConn)
+			} else {
+				c, there = detachedPair(t)
+				move(t, c)
+			}
+			failed := func(op string, err, want error) {
+				t.Helper()
+				require.ErrorIs(t, err, want)
+				var netErr net.Error
+				require.ErrorAs(t, err, &netErr)
+				require.Equal(t, errors.Is(want, os.ErrDeadlineExceeded), netErr.Timeout())
+				var opErr *net.OpError
+				require.ErrorAs(t, err, &opErr)
+				require.Equal(t, op, opErr.Op)
+				require.Equal(t, there.RemoteAddr(), opErr.Source)
+				require.Equal(t, there.LocalAddr(), opErr.Addr)
+			}
+			require.NoError(t, c.SetDeadline(time.Unix(1, 0)))
+			_, err := c.Read(b)
+			failed("read", err, os.ErrDeadlineExceeded)
+			_, err = c.Write(b)
+			failed("write", err, os.ErrDeadlineExceeded)
+			require.NoError(t, c.SetDeadline(time.Time{}))
+			require.NoError(t, there.SetLinger(0))
+			require.NoError(t, there.Close())
+			_, err = c.Read(b)
+			failed("read", err, syscall.ECONNRESET)
+			var call *os.SyscallError
+			require.ErrorAs(t, err, &call)
+			_, err = c.Write(b)
+			failed("write", err, syscall.EPIPE)
+			require.NoError(t, c.Close())
+			_, err = c.Read(b)
+			failed("read", err, net.ErrClosed)
+			_, err = c.Write(b)
+			failed("write", err, net.ErrClosed)
+			require.ErrorIs(t, c.SetReadDeadline(time.Time{}), net.ErrClosed)
+			require.ErrorIs(t, c.SetWriteDeadline(time.Time{}), net.ErrClosed)
+			require.ErrorIs(t, c.CloseWrite(), net.ErrClosed)
+			require.ErrorIs(t, c.Close(), net.ErrClosed)
+		})
+	}
 }
 
 // awaitUse waits until somebody uses the detached socket.
