@@ -390,8 +390,11 @@ func (c *promptConn) Close() error {
 	if c.nc != nil {
 		return c.nc.Close()
 	}
-	// It ends the waits of who reads or writes. It fails if the peer has ended it.
-	_ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR)
+	if c.users > 0 {
+		// It ends the waits of who reads or writes. It fails if the peer has ended it. Where
+		// nobody waits, closing says what SO_LINGER has it say.
+		_ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR)
+	}
 	c.closeUnusedLocked()
 	return nil
 }

@@ -189,6 +189,13 @@ func TestPromptEnds(t *testing.T) {
 		require.ErrorIs(t, c.CloseWrite(), net.ErrClosed)
 		require.ErrorIs(t, c.Close(), net.ErrClosed)
 	})
+	t.Run("closed without lingering", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, syscall.SetsockoptLinger(c.fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1}))
+		require.NoError(t, c.Close())
+		_, err := there.Read(b)
+		require.ErrorIs(t, err, syscall.ECONNRESET)
+	})
 	t.Run("closed during a read", func(t *testing.T) {
 		c, there := detachedPair(t)
 		c.patience = time.Hour
