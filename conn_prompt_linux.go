@@ -75,7 +75,8 @@ var errBlocks = errors.New("the connection is in blocking mode")
 // are processors, which others need as well.
 var detached atomic.Int32 //nolint:gochecknoglobals // the processors are the process's
 
-// promptOf makes a connection a promptConn, if it can be one.
+// promptOf makes a connection a promptConn, if it can be one. Nobody else may have it: what
+// they closed or asked for its descriptor would no longer be the connection.
 func promptOf(nc net.Conn) net.Conn {
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -161,6 +163,65 @@ func TestPromptReadFollowsWrite(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, <-read)
 	require.Equal(t, 2, done)
+}
+
+// keepingListener keeps what it accepts.
+type keepingListener struct {
+	net.Listener
+	kept chan net.Conn
+}
+
+func (l *keepingListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err == nil {
+		l.kept <- nc
+	}
+	return nc, err
+}
+
+// Connections that somebody else may have kept are left as they are, so that closing them cuts
+// them off; those that nobody else can have are not.
+func TestPromptIsOwn(t *testing.T) {
+	for _, own := range []bool{true, false} {
+		t.Run(fmt.Sprint(own), func(t *testing.T) {
+			b, err := NewBroker()
+			require.NoError(t, err)
+			defer b.Close()
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			opts := []Option{WithBrokers(l.Addr().String())}
+			var dialled net.Conn
+			if !own {
+				l = &keepingListener{Listener: l, kept: make(chan net.Conn, 1)}
+				opts = append(opts, WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+					dialled, err = new(net.Dialer).DialContext(ctx, network, addr)
+					return dialled, err
+				}))
+			}
+			served := make(chan error, 1)
+			go func() { served <- b.Serve(l) }()
+			c, err := New(opts...)
+			require.NoError(t, err)
+			defer c.Close()
+			opened, _, err := c.pool.connect(t.Context(), l.Addr().String(), ProtocolAuto)
+			require.NoError(t, err)
+			defer opened.nc.Close()
+			b.mu.Lock()
+			conns := slices.Collect(maps.Keys(b.conns))
+			b.mu.Unlock()
+			require.Len(t, conns, 1)
+			require.Equal(t, own, conns[0].prompt != nil, "the broker's")
+			if kept, ok := l.(*keepingListener); ok {
+				require.Same(t, <-kept.kept, conns[0].nc)
+			}
+			require.Equal(t, own, opened.prompt != nil, "the client's")
+			if !own {
+				require.Same(t, dialled, opened.nc)
+			}
+			require.NoError(t, b.Close())
+			require.ErrorIs(t, <-served, ErrClosed)
+		})
+	}
 }
 
 func TestPromptEnds(t *testing.T) {
