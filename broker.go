@@ -166,11 +166,15 @@ func (b *Broker) accept(l net.Listener) error {
 		b.mu.Unlock()
 		_ = l.Close() // It may be closed already.
 	}()
+	_, own := l.(*net.TCPListener) // Others may keep what they accept.
 	failures := 0
 	for {
 		nc, err := l.Accept()
 		if err == nil {
 			failures = 0
+			if own {
+				nc = promptOf(nc)
+			}
 			b.serve(nc)
 			continue
 		}

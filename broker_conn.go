@@ -78,7 +78,6 @@ type groupJob struct {
 }
 
 func newBrokerConn(s *service, nc net.Conn) *brokerConn {
-	nc = promptOf(nc)
 	c := &brokerConn{
 		replies: replies{
 			out: newFrameWriter(nc, writeTimeout), limit: s.cfg.maxFrameBytes, warn: s.warn,

@@ -73,7 +73,7 @@ func New(opts ...Option) (*Client, error) {
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	t := transport{
-		dial: cfg.dial, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes,
+		dial: cfg.dial, ownConns: cfg.ownConns, protocol: cfg.protocol, maxFrame: cfg.maxFrameBytes,
 		frames: new(sync.Pool), writes: new(sync.Pool),
 		hooks: &c.cfg.hooks, bytes: &metrics.Connection.bytes,
 	}

@@ -67,11 +67,16 @@ type attachedConn interface {
 	SetWriteDeadline(t time.Time) error
 }
 
+// errBlocks is why a connection whose calls block cannot be detached: looking would last until
+// something comes.
+var errBlocks = errors.New("the connection is in blocking mode")
+
 // detached is how many connections of the process are. They may be half as many as there
 // are processors, which others need as well.
 var detached atomic.Int32 //nolint:gochecknoglobals // the processors are the process's
 
-// promptOf makes a connection a promptConn, if it can be one.
+// promptOf makes a connection a promptConn, if it can be one. Nobody else may have it: what
+// they closed or asked for its descriptor would no longer be the connection.
 func promptOf(nc net.Conn) net.Conn {
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
@@ -116,7 +121,8 @@ func (c *promptConn) Read(b []byte) (int, error) {
 		}
 	}
 	if !c.soon {
-		return c.nc.Read(b)
+		n, err := c.nc.Read(b)
+		return n, c.netError(err)
 	}
 	began := time.Now()
 	n, err := c.nc.Read(b)
@@ -125,7 +131,7 @@ func (c *promptConn) Read(b []byte) (int, error) {
 	} else {
 		c.streak = 0
 	}
-	return n, err
+	return n, c.netError(err)
 }
 
 // look reads what comes while it is looked for; nothing if it does not come.
@@ -154,19 +160,20 @@ func (c *promptConn) readWithin(b []byte, patience time.Duration) (int, error) {
 	return c.readNow(b)
 }
 
-// readNow reads what is there, nothing if nothing is, without telling the scheduler: it does
-// not wait. What it fails with the system tells only once.
+// readNow reads what is there, nothing if nothing is. What it fails with the system tells
+// only once. syscall.Read tells the race detector, as the reads of package net do, that what
+// was done before the write was done before the read.
 func (c *promptConn) readNow(b []byte) (int, error) {
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	n, err := syscall.Read(c.fd, b)
 	switch {
-	case errno == syscall.EAGAIN || errno == syscall.EINTR:
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
 		return 0, nil
-	case errno != 0:
-		return 0, c.opError("read", os.NewSyscallError("read", errno))
+	case err != nil:
+		return 0, c.opError("read", os.NewSyscallError("read", err))
 	case n == 0:
 		return 0, io.EOF
 	}
-	return int(n), nil
+	return n, nil
 }
 
 // opError makes an error as those of package net.
@@ -174,11 +181,28 @@ func (c *promptConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: c.remote.Network(), Source: c.local, Addr: c.remote, Err: err}
 }
 
+// netError makes an error of an os.File what it were of package net.
+func (c *promptConn) netError(err error) error {
+	var failed *os.PathError
+	if err == nil || !errors.As(err, &failed) {
+		return err
+	}
+	var errno syscall.Errno
+	switch err = failed.Err; {
+	case errors.Is(err, os.ErrClosed):
+		err = net.ErrClosed
+	case errors.As(err, &errno):
+		err = os.NewSyscallError(failed.Op, errno)
+	}
+	return c.opError(failed.Op, err)
+}
+
 func (c *promptConn) Write(b []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if c.nc != nil {
-		return c.nc.Write(b)
+		n, err := c.nc.Write(b)
+		return n, c.netError(err)
 	}
 	for written := 0; ; {
 		n, err := c.writeSome(b[written:])
@@ -319,10 +343,13 @@ func (c *promptConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.readDeadline = t
-	if c.nc != nil {
-		return c.nc.SetReadDeadline(t)
+	if c.closed {
+		return net.ErrClosed
 	}
-	return c.openLocked()
+	if c.nc == nil {
+		return nil
+	}
+	return c.nc.SetReadDeadline(t)
 }
 
 // SetWriteDeadline is as SetReadDeadline.
@@ -330,17 +357,13 @@ func (c *promptConn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeDeadline = t
-	if c.nc != nil {
-		return c.nc.SetWriteDeadline(t)
-	}
-	return c.openLocked()
-}
-
-func (c *promptConn) openLocked() error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	return nil
+	if c.nc == nil {
+		return nil
+	}
+	return c.nc.SetWriteDeadline(t)
 }
 
 // CloseWrite tells the peer that nothing more is written.
@@ -368,8 +391,11 @@ func (c *promptConn) Close() error {
 	if c.nc != nil {
 		return c.nc.Close()
 	}
-	// It ends the waits of who reads or writes. It fails if the peer has ended it.
-	_ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR)
+	if c.users > 0 {
+		// It ends the waits of who reads or writes. It fails if the peer has ended it. Where
+		// nobody waits, closing says what SO_LINGER has it say.
+		_ = syscall.Shutdown(c.fd, syscall.SHUT_RDWR)
+	}
 	c.closeUnusedLocked()
 	return nil
 }
@@ -383,18 +409,32 @@ func control(nc syscall.Conn, f func(fd int)) error {
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
-// dupOf returns a second file descriptor of a connection, non-blocking as it is. It is none of
-// the standard ones, which os.File takes for a terminal's or a pipe's.
+// dupOf returns a second file descriptor of a connection. It is none of the standard ones,
+// which os.File takes for a terminal's or a pipe's. A connection whose calls block has none:
+// os.File.Fd makes it one for whoever took a *os.File of it.
 func dupOf(nc syscall.Conn) (fd int, err error) {
+	const least = 3
 	var failed error
 	err = control(nc, func(from int) {
-		const least = 3
-		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(from), syscall.F_DUPFD_CLOEXEC, least)
-		if fd = int(r); errno != 0 {
-			failed = os.NewSyscallError("fcntl", errno)
+		flags, err := fcntl(from, syscall.F_GETFL, 0)
+		if failed = err; err != nil {
+			return
 		}
+		if flags&syscall.O_NONBLOCK == 0 {
+			failed = errBlocks
+			return
+		}
+		fd, failed = fcntl(from, syscall.F_DUPFD_CLOEXEC, least)
 	})
 	return fd, errors.Join(err, failed)
+}
+
+func fcntl(fd, command, arg int) (int, error) {
+	r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(arg))
+	if errno != 0 {
+		return 0, os.NewSyscallError("fcntl", errno)
+	}
+	return int(r), nil
 }
 
 // closeNow closes a file descriptor with which nothing can be lost.

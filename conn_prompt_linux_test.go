@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,6 +127,103 @@ func TestPromptDetachesAndAttaches(t *testing.T) {
 	require.Equal(t, 2*after, c.after)
 }
 
+// A connection that its maker has put into blocking mode, as os.File.Fd does, stays with the
+// poller: looking at it lasted until something came.
+func TestPromptBlockingStaysAttached(t *testing.T) {
+	forDetached(t, 1)
+	here, _ := tcpPair(t)
+	file, err := here.File()
+	require.NoError(t, err)
+	file.Fd()
+	require.NoError(t, file.Close())
+	require.Eventually(t, func() bool { return detached.Load() == 0 }, time.Minute, time.Millisecond)
+	files := processFiles(t)
+	c := patientPrompt(here)
+	c.detach()
+	require.NotNil(t, c.nc)
+	require.Zero(t, detached.Load())
+	require.LessOrEqual(t, processFiles(t), files)
+}
+
+// What the peer did before it wrote, it did before the read, also for the race detector, by
+// which this test fails: users' tests of both ends in one process rely on that.
+func TestPromptReadFollowsWrite(t *testing.T) {
+	c, there := detachedPair(t)
+	c.patience = time.Minute
+	done := 0
+	read := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 16))
+		done++
+		read <- err
+	}()
+	awaitUse(t, c)
+	done++
+	_, err := there.Write([]byte("x"))
+	require.NoError(t, err)
+	require.NoError(t, <-read)
+	require.Equal(t, 2, done)
+}
+
+// keepingListener keeps what it accepts.
+type keepingListener struct {
+	net.Listener
+	kept chan net.Conn
+}
+
+func (l *keepingListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err == nil {
+		l.kept <- nc
+	}
+	return nc, err
+}
+
+// Connections that somebody else may have kept are left as they are, so that closing them cuts
+// them off; those that nobody else can have are not.
+func TestPromptIsOwn(t *testing.T) {
+	for _, own := range []bool{true, false} {
+		t.Run(fmt.Sprint(own), func(t *testing.T) {
+			b, err := NewBroker()
+			require.NoError(t, err)
+			defer b.Close()
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			opts := []Option{WithBrokers(l.Addr().String())}
+			var dialled net.Conn
+			if !own {
+				l = &keepingListener{Listener: l, kept: make(chan net.Conn, 1)}
+				opts = append(opts, WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+					dialled, err = new(net.Dialer).DialContext(ctx, network, addr)
+					return dialled, err
+				}))
+			}
+			served := make(chan error, 1)
+			go func() { served <- b.Serve(l) }()
+			c, err := New(opts...)
+			require.NoError(t, err)
+			defer c.Close()
+			opened, _, err := c.pool.connect(t.Context(), l.Addr().String(), ProtocolAuto)
+			require.NoError(t, err)
+			defer opened.nc.Close()
+			b.mu.Lock()
+			conns := slices.Collect(maps.Keys(b.conns))
+			b.mu.Unlock()
+			require.Len(t, conns, 1)
+			require.Equal(t, own, conns[0].prompt != nil, "the broker's")
+			if kept, ok := l.(*keepingListener); ok {
+				require.Same(t, <-kept.kept, conns[0].nc)
+			}
+			require.Equal(t, own, opened.prompt != nil, "the client's")
+			if !own {
+				require.Same(t, dialled, opened.nc)
+			}
+			require.NoError(t, b.Close())
+			require.ErrorIs(t, <-served, ErrClosed)
+		})
+	}
+}
+
 func TestPromptEnds(t *testing.T) {
 	b := make([]byte, 16)
 	t.Run("peer closes", func(t *testing.T) {
@@ -148,6 +249,13 @@ func TestPromptEnds(t *testing.T) {
 		require.ErrorIs(t, c.SetDeadline(time.Time{}), net.ErrClosed)
 		require.ErrorIs(t, c.CloseWrite(), net.ErrClosed)
 		require.ErrorIs(t, c.Close(), net.ErrClosed)
+	})
+	t.Run("closed without lingering", func(t *testing.T) {
+		c, there := detachedPair(t)
+		require.NoError(t, syscall.SetsockoptLinger(c.fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1}))
+		require.NoError(t, c.Close())
+		_, err := there.Read(b)
+		require.ErrorIs(t, err, syscall.ECONNRESET)
 	})
 	t.Run("closed during a read", func(t *testing.T) {
 		c, there := detachedPair(t)
@@ -198,6 +306,64 @@ func TestPromptEnds(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	})
+}
+
+// What a connection fails with is the same before it was detached, while it is, and after.
+func TestPromptErrors(t *testing.T) {
+	b := make([]byte, 16)
+	for name, move := range map[string]func(t *testing.T, c *promptConn){
+		"detached":       func(*testing.T, *promptConn) {},
+		"attached again": func(t *testing.T, c *promptConn) { require.True(t, c.attach()) },
+		"never detached": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c *promptConn
+			var there *net.TCPConn
+			if move == nil {
+				var here *net.TCPConn
+				here, there = tcpPair(t)
+				c = promptOf(here).(*promptConn)
+			} else {
+				c, there = detachedPair(t)
+				move(t, c)
+			}
+			failed := func(op string, err, want error) {
+				t.Helper()
+				require.ErrorIs(t, err, want)
+				var netErr net.Error
+				require.ErrorAs(t, err, &netErr)
+				require.Equal(t, errors.Is(want, os.ErrDeadlineExceeded), netErr.Timeout())
+				var opErr *net.OpError
+				require.ErrorAs(t, err, &opErr)
+				require.Equal(t, op, opErr.Op)
+				require.Equal(t, there.RemoteAddr(), opErr.Source)
+				require.Equal(t, there.LocalAddr(), opErr.Addr)
+			}
+			require.NoError(t, c.SetDeadline(time.Unix(1, 0)))
+			_, err := c.Read(b)
+			failed("read", err, os.ErrDeadlineExceeded)
+			_, err = c.Write(b)
+			failed("write", err, os.ErrDeadlineExceeded)
+			require.NoError(t, c.SetDeadline(time.Time{}))
+			require.NoError(t, there.SetLinger(0))
+			require.NoError(t, there.Close())
+			_, err = c.Read(b)
+			failed("read", err, syscall.ECONNRESET)
+			var call *os.SyscallError
+			require.ErrorAs(t, err, &call)
+			_, err = c.Write(b)
+			failed("write", err, syscall.EPIPE)
+			require.NoError(t, c.Close())
+			_, err = c.Read(b)
+			failed("read", err, net.ErrClosed)
+			_, err = c.Write(b)
+			failed("write", err, net.ErrClosed)
+			require.ErrorIs(t, c.SetReadDeadline(time.Time{}), net.ErrClosed)
+			require.ErrorIs(t, c.SetWriteDeadline(time.Time{}), net.ErrClosed)
+			require.ErrorIs(t, c.CloseWrite(), net.ErrClosed)
+			require.ErrorIs(t, c.Close(), net.ErrClosed)
+		})
+	}
 }
 
 // awaitUse waits until somebody uses the detached socket.

@@ -16,6 +16,7 @@ const helloTimeout = 2 * time.Second
 // transport is how connections are opened; the pool has one.
 type transport struct {
 	dial     dialFunc
+	ownConns bool // nobody else has the connections that dial opens
 	protocol Protocol
 	maxFrame int
 	hooks    *Hooks
@@ -106,7 +107,9 @@ func (t *transport) open(ctx context.Context, addr string) (*conn, error) {
 	if err != nil {
 		return nil, &ConnError{Addr: addr, Op: "dial", Err: err, unsent: true}
 	}
-	nc = promptOf(nc)
+	if t.ownConns {
+		nc = promptOf(nc)
+	}
 	// Request IDs are UUIDs of version 8: random, but for the last 48 bits, which
 	// count. Nobody else has them, and finding a call costs no string compare.
 	id := uuid.New()

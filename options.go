@@ -111,6 +111,7 @@ type config struct {
 	brokers           []string
 	clientID          string
 	dial              dialFunc
+	ownConns          bool // nobody else has the connections that dial opens
 	connectionTimeout time.Duration
 	requestTimeout    time.Duration
 	maxConnections    int
@@ -197,6 +198,7 @@ func defaultConfig() config {
 		brokers:           []string{DefaultAddr},
 		clientID:          "robust",
 		dial:              new(net.Dialer).DialContext,
+		ownConns:          true,
 		connectionTimeout: 30 * time.Second,
 		requestTimeout:    30 * time.Second,
 		maxConnections:    5,
@@ -358,9 +360,10 @@ func WithClientID(id string) Option {
 
 // WithDialer sets the function that opens connections (default a [net.Dialer]).
 // [Broker.Dial] fits. The context it gets ends with the connection timeout or when
-// the client is closed.
+// the client is closed. Whoever keeps a connection that was opened for a client may
+// close it, which cuts it off.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
-	return clientOption(func(c *config) { c.dial = dial })
+	return clientOption(func(c *config) { c.dial, c.ownConns = dial, false })
 }
 
 // WithConnectionTimeout bounds the opening of a connection, the hello included
