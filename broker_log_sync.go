@@ -169,9 +169,10 @@ func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
 
 // bridge sees to it that what was synced in s is kept although a segment before it is in
 // doubt: recovery would end the log where that is gone, had the index of s not reached
-// stable storage, too.
+// stable storage, too. A segment in which there is nothing needs none, and may yet make way
+// for another.
 func (l *diskLog) bridge(s *segment, end indexEntry) error {
-	if l.gap == nil || l.gap == s {
+	if l.gap == nil || l.gap == s || end.pos <= segmentHeaderSize {
 		return nil
 	}
 	end.flags = end.flags&indexProducers | indexSynced
@@ -239,14 +240,15 @@ func (l *diskLog) takeWaitersLocked(which func(*logJob) bool) (taken []*logJob) 
 // fail. With SyncAlways nobody has seen them, and they are cut off; else they are served,
 // as long as they can be read, and those who read the log hear of the doubt.
 func (l *diskLog) syncFailed(s *segment, cause error) error {
-	if l.dropped(s) {
-		return nil
-	}
-	l.letGo(s)
 	always := l.store.policy == SyncAlways
 	var failed []*logJob
 	var w *logView
 	_ = l.exclusive(func() error {
+		// An append may have had it make way until now.
+		if l.dropped(s) {
+			return nil
+		}
+		l.letGo(s)
 		l.mu.Lock()
 		failed = l.takeWaitersLocked(func(j *logJob) bool { return j.end > l.synced.at.offset })
 		l.sealed = true
@@ -261,6 +263,9 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 		}
 		return nil
 	})
+	if w == nil {
+		return nil
+	}
 	l.answerSynced(w)
 	l.doubtful = true
 	from := l.synced.at.offset

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -325,4 +326,59 @@ func TestSyncedBehindFailedSync(t *testing.T) {
 		r.Release()
 		require.NoError(t, d.Close())
 	}
+}
+
+// TestSegmentGoesWhileItsSyncFails has an append remove a segment in which there is nothing
+// between the failure of its sync and what the log makes of that.
+func TestSegmentGoesWhileItsSyncFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		files := newMemFiles(1)
+		d, err := openDataDir(files, "/data", SyncInterval(10*time.Millisecond), newWarner(slog.New(slog.DiscardHandler)))
+		require.NoError(t, err)
+		l := openTestLog(t, d, LogConfig{SegmentBytes: 1000}, nil)
+		put := func() error {
+			done := make(chan AppendResult, 1)
+			l.Append(appendBatch(nil, &Message{Value: make([]byte, 800)}), AcksStored, func(r AppendResult) { done <- r })
+			return (<-done).Err
+		}
+		second := func(op fileOp, kind string) bool {
+			return op.kind == kind && strings.HasSuffix(op.path, "1"+segmentSuffix)
+		}
+		removing, goOn := make(chan struct{}), make(chan struct{})
+		written, removed := 0, 0
+		files.setFault(func(op fileOp) fault {
+			switch {
+			case second(op, "write"):
+				if written++; written == 2 { // Behind the header.
+					return fault{err: syscall.EIO}
+				}
+			case second(op, "sync"):
+				<-removing
+				return fault{err: syscall.EIO}
+			case op.kind == "sync" && strings.HasSuffix(op.path, segmentSuffix):
+				return fault{err: syscall.EIO}
+			case second(op, "remove"):
+				if removed++; removed == 2 { // Before it was made there was one, too.
+					close(removing)
+					<-goOn
+				}
+			}
+			return fault{}
+		})
+		require.NoError(t, put())
+		require.ErrorIs(t, put(), ErrStorage)
+		<-time.After(20 * time.Millisecond)
+		last := make(chan error, 1)
+		go func() { last <- put() }()
+		synctest.Wait()
+		require.Equal(t, 2, removed)
+		files.clearFault()
+		close(goOn)
+		require.NoError(t, <-last)
+		r, err := l.Read(t.Context(), 1, 1)
+		require.NoError(t, err)
+		require.NotEmpty(t, r.Batches)
+		r.Release()
+		require.NoError(t, d.Close())
+	})
 }
