@@ -65,14 +65,12 @@ func (l *diskLog) syncSegments(all bool) error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
-		if cut, grown := l.unsynced(s, end); cut || grown {
-			if l.dropped(s) {
-				continue
-			}
-			err := l.syncUpTo(s, *end)
-			if err != nil && (grown || !errors.Is(err, errNameless)) { // Nobody will find what was cut off there.
-				return l.syncFailed(s, err)
-			}
+		gone, err := l.syncGrown(s, end)
+		if err != nil {
+			return l.syncFailed(s, err)
+		}
+		if gone {
+			continue
 		}
 		if !s.complete {
 			l.note(s, *end, !last)
@@ -95,14 +93,25 @@ func (l *diskLog) syncSegments(all bool) error {
 	return nil
 }
 
-// unsynced tells what has become of a segment since it was synced: something was cut off, which
-// it no longer says afterwards, or there is more.
-func (l *diskLog) unsynced(s *segment, end *indexEntry) (cut, grown bool) {
+// syncGrown syncs a segment to which something was added since it was synced, or of which
+// something was cut off. gone tells that the log has no such segment any more.
+func (l *diskLog) syncGrown(s *segment, end *indexEntry) (gone bool, err error) {
 	l.mu.Lock()
-	cut = s.cut
+	cut := s.cut
 	s.cut = false
 	l.mu.Unlock()
-	return cut, !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos
+	grown := !s.linked || s.header.base != l.synced.segment || l.synced.at.pos != end.pos
+	if !cut && !grown {
+		return false, nil
+	}
+	if l.dropped(s) {
+		return true, nil
+	}
+	err = l.syncUpTo(s, *end)
+	if !grown && errors.Is(err, errNameless) {
+		return false, nil // Nobody will find what was cut off there.
+	}
+	return false, err
 }
 
 // syncUpTo syncs what has been written of a segment.

@@ -163,9 +163,22 @@ func TestAbsentBroker(t *testing.T) {
 	}
 }
 
+// requireUsage holds that each command line is refused as a wrong one, with an error that says
+// what is wanted in terms of the command line.
+func requireUsage(t *testing.T, wants map[string]string) {
+	t.Helper()
+	for args, want := range wants {
+		o := robustWith(t, "127.0.0.1:1", "", strings.Fields(args)...)
+		require.Equal(t, exitUsage, o.code, "%s\n%s", args, o.stderr)
+		require.Contains(t, o.stderr, want, args)
+		require.NotContains(t, o.stderr, "With", args)
+		require.Empty(t, o.stdout, args)
+	}
+}
+
 func TestWrongUsage(t *testing.T) {
 	t.Parallel()
-	for args, want := range map[string]string{
+	requireUsage(t, map[string]string{
 		"":                              "expected one of",
 		"topics":                        "did you mean \"topic\"?",
 		"topic create":                  "see: robust topic create --help",
@@ -183,12 +196,7 @@ func TestWrongUsage(t *testing.T) {
 		"log check /none":               "/none",
 		"group reset g t":               "--to",
 		"bench produce -s 1":            "--size",
-	} {
-		o := robustWith(t, "127.0.0.1:1", "", strings.Fields(args)...)
-		require.Equal(t, exitUsage, o.code, "%s\n%s", args, o.stderr)
-		require.Contains(t, o.stderr, want, args)
-		require.Empty(t, o.stdout, args)
-	}
+	})
 }
 
 // TestConfigFile: the command line beats the environment, and that the file.
