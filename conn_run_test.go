@@ -163,7 +163,7 @@ func TestRunLateAnswers(t *testing.T) {
 		c.mu.Lock()
 		require.Equal(t, 3, c.abandoned)
 		c.mu.Unlock()
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		require.Zero(t, c.load())
 		c.mu.Lock()
 		require.Zero(t, c.abandoned)
