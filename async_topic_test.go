@@ -504,3 +504,36 @@ func TestAsyncAcks(t *testing.T) {
 		})
 	}
 }
+
+// TestAsyncSinglesRefused has a broker without batches refuse most messages of a large
+// batch, each for a reason of its own, which its sender is told.
+func TestAsyncSinglesRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newFakeBroker(t, newFakeLog(faultTopic, 1))
+		b.script = func(r *fakeRequest) *fakeAnswer {
+			var m produceRequest
+			if r.kind == requestProduce {
+				r.into(&m)
+			}
+			if len(m.Value) == 0 || m.Value[len(m.Value)-1] == '0' {
+				return nil
+			}
+			return r.refuse("INVALID_REQUEST", "no "+string(m.Value)+".")
+		}
+		const n = 2000
+		p := faultAsync(t, faultClient(t, b.dial), WithBatchSize(n))
+		var told outcomes
+		for i := range n {
+			require.NoError(t, p.SendFunc(t.Context(), to0(fmt.Sprint(i)), told.done))
+		}
+		require.NoError(t, p.Close())
+		for i := range n {
+			err := told.of(t, fmt.Sprint(i)).err
+			if i%10 == 0 {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, fmt.Sprintf("no %d.", i))
+			}
+		}
+	})
+}

@@ -224,6 +224,7 @@ func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outB
 	stored := o.tellingLocked(q.of(), nil, b.wave)
 	stored.queue, stored.receipts = q, []Receipt{}
 	var faults, refusals error // one of each
+	var final []error          // of each that is not sent again
 	for i := range b.entries {
 		e, err := b.entries[i], results[i].err
 		switch {
@@ -236,7 +237,17 @@ func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outB
 		case retriable(err):
 			refusals = err
 		default:
-			done = append(done, q.retryLocked(b, err, func(j int) bool { return j == i })...)
+			final = append(final, err)
+		}
+	}
+	if len(final) > 0 {
+		// Each has an error of its own, and is a batch of its own: one pass makes all.
+		alone := q.rebuildLocked(b, func(i int) bool {
+			err := results[i].err
+			return err != nil && b.entries[i].to != nil && !connectionFault(err) && !retriable(err)
+		}, 0)
+		for i, some := range alone {
+			done = append(done, q.retryBatchLocked(b, some, final[i])...)
 		}
 	}
 	failed := func(i int) bool { return results[i].err != nil && b.entries[i].to != nil }
@@ -254,12 +265,17 @@ func (q *outQueue) sortLocked(b *outBatch, results []singleResult) (done []*outB
 
 // retryLocked decides what becomes of some of b's messages, which have failed.
 func (q *outQueue) retryLocked(b *outBatch, err error, which func(i int) bool) (done []*outBatch) {
+	for _, some := range q.rebuildLocked(b, which, q.batchBytes()) {
+		done = append(done, q.retryBatchLocked(b, some, err)...)
+	}
+	return done
+}
+
+// retryBatchLocked is retryLocked for messages of b that are a batch already.
+func (q *outQueue) retryBatchLocked(b, some *outBatch, err error) (done []*outBatch) {
 	if outdated(err) {
 		q.box.forget(q.topic)
 	}
-	for _, some := range q.rebuildLocked(b, which, q.batchBytes()) {
-		some.inDoubt = b.inDoubt
-		done = append(done, q.failedLocked(some, err)...)
-	}
-	return done
+	some.inDoubt = b.inDoubt
+	return q.failedLocked(some, err)
 }
