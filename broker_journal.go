@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,6 +27,7 @@ type journal struct {
 	doubtful bool      // some of the log may not outlive a power failure, whatever is synced now
 	again    time.Time // not to be written anew before
 	closed   bool
+	whole    int64     // offset from which on all that counted was last written anew; -1 if that is not known
 
 	mu     sync.Mutex // guards the following
 	groups map[string]*memoryGroup
@@ -37,6 +39,7 @@ const (
 	journalOffsets = "offsets" // that a group has committed
 	journalDelete  = "delete"  // of a group
 	journalTopic   = "topic"   // that is gone, and offsets with it
+	journalWhole   = "whole"   // ends what was written anew: nothing before it counts
 )
 
 // groupsName is the directory of the journal in a data directory, and stands for a topic in
@@ -59,12 +62,13 @@ type journalEntry struct {
 	State   []byte         `json:"state,omitempty"`
 	Offsets []StoredOffset `json:"offsets,omitempty"`
 	TopicID string         `json:"topic_id,omitempty"`
+	From    int64          `json:"from,omitempty"` // the offset at which that was begun
 }
 
 // openJournal reads a journal. Offsets of topics that are not known are forgotten.
 func openJournal(ctx context.Context, store *logStore, dir string, topics map[string]bool) (*journal, error) {
 	config := LogConfig{SegmentBytes: journalSegment}
-	j := &journal{changing: make(chan struct{}, 1), groups: make(map[string]*memoryGroup)}
+	j := &journal{changing: make(chan struct{}, 1), groups: make(map[string]*memoryGroup), whole: -1}
 	j.changing <- struct{}{}
 	defer func() { <-j.changing }()
 	l, err := openLog(ctx, store, dir, "consumer groups", segmentHeader{topicID: groupsName}, config, logEvents{doubted: j.restore})
@@ -84,9 +88,37 @@ func openJournal(ctx context.Context, store *logStore, dir string, topics map[st
 	return j, nil
 }
 
-// read brings back what the log has.
+// read brings back what the log has. What is damaged is of no account if all that counts was
+// written anew behind it: where the disk kept that from being finished, what is out of date and
+// in doubt is still there.
 func (j *journal) read(ctx context.Context) error {
-	offset, end := j.log.Bounds()
+	at, end := j.log.Bounds()
+	var damaged *CorruptError // the last
+	for at < end {
+		var c *CorruptError
+		err := j.readFrom(ctx, at, end)
+		if err == nil {
+			break
+		}
+		if !errors.As(err, &c) || c.To <= at {
+			return err
+		}
+		damaged, at = c, c.To
+	}
+	if damaged == nil {
+		return nil
+	}
+	if j.whole < damaged.To {
+		return damaged
+	}
+	j.log.store.warn.warn("consumer groups were damaged before they were written anew; nothing is lost", "", "error", damaged)
+	clear(j.groups)
+	j.total, j.doubtful = 0, true
+	return j.readFrom(ctx, j.whole, end)
+}
+
+// readFrom is read for the offsets from one to another.
+func (j *journal) readFrom(ctx context.Context, offset, end int64) error {
 	for offset < end {
 		r, err := j.log.Read(ctx, offset, scanBytes)
 		if err != nil {
@@ -97,25 +129,31 @@ func (j *journal) read(ctx context.Context) error {
 			rest = rest[len(b):]
 			j.total += int64(len(b))
 			offset = b.nextOffset()
-			records := b.records()
-			var m Message
-			for {
-				more, err := records.next(&m)
-				if err == nil && more {
-					err = j.replay(&m)
-				}
-				if err != nil {
-					r.Release()
-					return fmt.Errorf("record at offset %d: %w", m.Offset, err)
-				}
-				if !more {
-					break
-				}
+			if err := j.replayBatch(b); err != nil {
+				r.Release()
+				return err
 			}
 		}
 		r.Release()
 	}
 	return nil
+}
+
+func (j *journal) replayBatch(b batch) error {
+	records := b.records()
+	var m Message
+	for {
+		more, err := records.next(&m)
+		if err == nil && more {
+			err = j.replay(&m)
+		}
+		if err != nil {
+			return fmt.Errorf("record at offset %d: %w", m.Offset, err)
+		}
+		if !more {
+			return nil
+		}
+	}
 }
 
 func (j *journal) replay(m *Message) error {
@@ -144,6 +182,8 @@ func (j *journal) apply(kind string, e *journalEntry) error {
 		for _, g := range j.groups {
 			maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return key.id == e.TopicID })
 		}
+	case journalWhole:
+		j.whole = e.From
 	default:
 		return fmt.Errorf("%w: a record %q", ErrUnsupported, shorten(kind))
 	}
@@ -287,23 +327,25 @@ func (j *journal) rewrite() error {
 		return err
 	}
 	_, from := j.log.Bounds()
-	for _, g := range j.all() {
-		batch, err := encodeEntries(journalState, []journalEntry{{Group: g.ID, State: g.State}})
+	write := func(kind string, e journalEntry) error {
+		batch, err := encodeEntries(kind, []journalEntry{e})
 		if err != nil {
 			return err
 		}
-		if err := j.append(batch, AcksStored); err != nil {
+		return j.append(batch, AcksStored)
+	}
+	for _, g := range j.all() {
+		if err := write(journalState, journalEntry{Group: g.ID, State: g.State}); err != nil {
 			return err
 		}
 		for chunk := range slices.Chunk(g.Offsets, journalBatch) {
-			batch, err := encodeEntries(journalOffsets, []journalEntry{{Group: g.ID, Offsets: chunk}})
-			if err != nil {
-				return err
-			}
-			if err := j.append(batch, AcksStored); err != nil {
+			if err := write(journalOffsets, journalEntry{Group: g.ID, Offsets: chunk}); err != nil {
 				return err
 			}
 		}
+	}
+	if err := write(journalWhole, journalEntry{From: from}); err != nil {
+		return err
 	}
 	return j.log.drop(from)
 }

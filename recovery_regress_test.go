@@ -1,6 +1,8 @@
 package robust
 
 import (
+	"bytes"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -381,4 +383,68 @@ func TestSegmentGoesWhileItsSyncFails(t *testing.T) {
 		r.Release()
 		require.NoError(t, d.Close())
 	})
+}
+
+// Consumer groups that were written anew after a sync had failed are found although what is in
+// doubt could not be removed, and a power failure has taken some of it: their log said that it
+// was damaged, and the broker could not be started.
+func TestGroupsWrittenAnewOutliveTheirDamage(t *testing.T) {
+	damaged := 0
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemFiles(seed)
+			require.NoError(t, m.mkdir("/data"))
+			require.NoError(t, m.syncDir("/"))
+			topics := map[string]bool{"1": true}
+			open := func(m *memFiles, log *slog.Logger) *journal {
+				s := newLogStore(m, SyncInterval(time.Hour), newWarner(log))
+				j, err := openJournal(t.Context(), s, "/data/groups", topics)
+				require.NoError(t, err, "seed %d", seed)
+				return j
+			}
+			j := open(m, slog.New(slog.DiscardHandler))
+			commit := func(offset int64) {
+				o := StoredOffset{Topic: "demo", TopicID: "1", Offset: offset}
+				require.NoError(t, j.putOffsets(t.Context(), "readers", []StoredOffset{o}))
+				require.NoError(t, j.putState(t.Context(), "readers", fmt.Append(nil, offset)))
+			}
+			commit(1)
+			require.NoError(t, j.log.syncAll())
+			for i := range int64(20) {
+				commit(2 + i)
+			}
+			m.setFault(func(op fileOp) fault {
+				switch {
+				case op.kind == "sync" && op.path == segmentPath("/data/groups", 0, segmentSuffix):
+					return fault{err: syscall.EIO, drop: true}
+				case strings.HasPrefix(filepath.Base(op.path), startName):
+					return fault{err: syscall.EIO}
+				}
+				return fault{}
+			})
+			require.ErrorIs(t, j.log.syncAll(), ErrStorage)
+			synctest.Wait() // They are written anew.
+			want := j.all()
+			after := m.crash(rand.New(rand.NewPCG(seed, 9)))
+			_ = j.close() // All that it does fails.
+			var said bytes.Buffer
+			j = open(after, slog.New(slog.NewTextHandler(&said, nil)))
+			require.Equal(t, want, j.all())
+			bad := strings.Contains(said.String(), "nothing is lost")
+			commit(100)
+			if bad {
+				damaged++
+				from, _ := j.log.Bounds()
+				require.NotZero(t, from, "what is damaged goes with the next change")
+			}
+			want = j.all()
+			require.NoError(t, j.close())
+			said.Reset()
+			j = open(after, slog.New(slog.NewTextHandler(&said, nil)))
+			require.Equal(t, want, j.all())
+			require.Empty(t, said.String())
+			require.NoError(t, j.close())
+		})
+	}
+	require.NotZero(t, damaged, "the power failure has taken something")
 }
