@@ -84,6 +84,7 @@ func contestants() []contestant {
 	return []contestant{
 		robustContestant{},
 		robustContestant{channels: true},
+		robustContestant{full: true},
 		robustContestant{old: true},
 		robustContestant{embedded: true},
 		kafkaContestant{},

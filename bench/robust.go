@@ -20,6 +20,8 @@ type robustContestant struct {
 	// channels has results and messages come by way of channels, instead of callbacks and
 	// loops.
 	channels bool
+	// full has the broker sync a segment when it is full, as kfake does.
+	full bool
 }
 
 func (c robustContestant) about() about {
@@ -40,15 +42,23 @@ func (c robustContestant) about() about {
 	case c.channels:
 		a.name, a.title = "robust-channels", "robust, by way of channels"
 		a.kinds = []kind{kindProduce, kindConsume, kindLatency}
+	case c.full:
+		a.name, a.title = "robust-syncnever", "robust, fsync when a segment is full"
+		a.sync = "written to the file before the acknowledgement, fsync when a segment is full (SyncNever)"
+		a.kinds = []kind{kindProduce}
 	default:
 	}
 	return a
 }
 
 func (c robustContestant) brokerOptions(t target) []robust.BrokerOption {
+	policy := robust.SyncInterval(time.Second)
+	if c.full {
+		policy = robust.SyncNever
+	}
 	return []robust.BrokerOption{
 		robust.WithDataDir(t.Dir),
-		robust.WithSync(robust.SyncInterval(time.Second)),
+		robust.WithSync(policy),
 		robust.WithRetention(0, 0),
 		robust.WithTopic(topicName, int32(t.Partitions)),
 	}
