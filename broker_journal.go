@@ -27,7 +27,7 @@ type journal struct {
 	doubtful bool      // some of the log may not outlive a power failure, whatever is synced now
 	again    time.Time // not to be written anew before
 	closed   bool
-	whole    int64     // offset from which on all that counted was last written anew; -1 if that is not known
+	whole    int64 // offset from which on all that counted was last written anew; -1 if that is not known
 
 	mu     sync.Mutex // guards the following
 	groups map[string]*memoryGroup
