@@ -14,8 +14,13 @@ import (
 // written to a file survives a crash of the machine once sync has returned, and a
 // name that was made, changed or removed once syncDir of its directory has.
 type fileSystem interface {
-	// open opens a file for reading and writing; flag as for os.OpenFile.
+	// open opens a file for reading and writing; flag as for os.OpenFile. What os.O_TRUNC empties
+	// must be no symbolic link. Otherwise whoever opens it knows, from list or regular, that it is
+	// a file.
 	open(name string, flag int) (file, error)
+	// regular fails where something else than a file, or a symbolic link to one, has its name. It
+	// does not where there is nothing.
+	regular(name string) error
 	mkdir(name string) error
 	// list returns what is in a directory, in order of name.
 	list(dir string) ([]fileInfo, error)
@@ -49,6 +54,7 @@ type fileInfo struct {
 	size int64
 	dir  bool
 	link bool
+	odd  bool // neither a file nor a directory
 }
 
 // errNameless: a file has been removed under whoever has it open.
@@ -60,6 +66,11 @@ type osFiles struct{}
 type osFile struct{ *os.File }
 
 func (osFiles) open(name string, flag int) (file, error) {
+	if flag&os.O_TRUNC != 0 {
+		if err := checkPlace(name, true); err != nil {
+			return nil, err
+		}
+	}
 	f, err := os.OpenFile(name, flag, 0o644)
 	if err != nil {
 		return nil, err
@@ -67,10 +78,17 @@ func (osFiles) open(name string, flag int) (file, error) {
 	return osFile{f}, nil
 }
 
+func (osFiles) regular(name string) error { return checkPlace(name, false) }
+
 func (osFiles) mkdir(name string) error { return os.Mkdir(name, 0o755) }
 
 func (osFiles) list(dir string) ([]fileInfo, error) {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if info, e := os.Lstat(dir); e == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return nil, &os.PathError{Op: "open", Path: dir, Err: errNowhere}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +101,7 @@ func (osFiles) list(dir string) ([]fileInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		listed := fileInfo{name: e.Name(), size: info.Size(), dir: e.IsDir()}
+		listed := fileInfo{name: e.Name(), size: info.Size(), dir: e.IsDir(), odd: isOdd(info)}
 		if info.Mode()&fs.ModeSymlink != 0 {
 			if listed, err = follow(dir, e.Name()); err != nil {
 				return nil, err
@@ -105,8 +123,10 @@ func follow(dir, name string) (fileInfo, error) {
 	if err != nil {
 		return fileInfo{}, err
 	}
-	return fileInfo{name: name, size: info.Size(), dir: info.IsDir(), link: true}, nil
+	return fileInfo{name: name, size: info.Size(), dir: info.IsDir(), link: true, odd: isOdd(info)}, nil
 }
+
+func isOdd(info fs.FileInfo) bool { return !info.IsDir() && !info.Mode().IsRegular() }
 
 func (osFiles) rename(from, to string) error { return os.Rename(from, to) }
 func (osFiles) remove(name string) error     { return os.Remove(name) }
@@ -144,6 +164,9 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 
 // readHolder returns what is in a lock file, if there is one. It only serves a message.
 func readHolder(name string) []byte {
+	if checkPlace(name, true) != nil {
+		return nil
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil

@@ -99,6 +99,9 @@ func readJSON(files fileSystem, path string, value any) error {
 // readFile returns the content of a file that was kept with replaceFile.
 func readFile(files fileSystem, path string) ([]byte, error) {
 	const most = 16 << 20
+	if err := files.regular(path); err != nil {
+		return nil, err
+	}
 	f, err := files.open(path, os.O_RDONLY)
 	if err != nil {
 		return nil, err

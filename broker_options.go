@@ -84,6 +84,9 @@ func WithStorage(s Storage) BrokerOption {
 // which it makes (default "": in memory, gone with the broker). Only one broker at a
 // time works in a directory; another fails with [ErrDataDirInUse]. [CheckDataDir] and
 // [RepairDataDir] are for directories that have suffered.
+//
+// The directory of a topic, or of one of its partitions, may be a symbolic link to another disk, as
+// may a segment. While that is away, the broker does not start.
 func WithDataDir(dir string) BrokerOption {
 	return brokerOption(func(c *brokerConfig) { c.dataDir = dir })
 }

@@ -29,7 +29,7 @@ func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHe
 	l.sync = l.syncNow
 	l.config.Store(&c)
 	v := &logView{last: indexEntry{maxTime: math.MinInt64}}
-	infos, err := store.files.list(dir)
+	infos, err := listLog(store.files, dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		// Made with the first append.
@@ -56,6 +56,17 @@ func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHe
 		return nil, storageError(err)
 	}
 	return l, nil
+}
+
+// listLog returns what is in the directory of a log, all of which can be opened.
+func listLog(files fileSystem, dir string) ([]fileInfo, error) {
+	infos, err := files.list(dir)
+	for _, info := range infos {
+		if info.odd {
+			return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, info.name), Err: errIrregular}
+		}
+	}
+	return infos, err
 }
 
 // recovery is a log being opened.
@@ -217,7 +228,7 @@ func (r *recovery) wasClosed(last *segment) (bool, error) {
 
 // look finds the segments and the frontier, and changes nothing.
 func (r *recovery) look() error {
-	infos, err := r.log.store.files.list(r.log.dir)
+	infos, err := listLog(r.log.store.files, r.log.dir)
 	if err != nil {
 		return storageError(err)
 	}

@@ -33,6 +33,9 @@ type reserve struct {
 // openReserve finds the reserve that a broker before has left.
 func openReserve(files fileSystem, path string) *reserve {
 	r := &reserve{files: files, path: path}
+	if files.regular(path) != nil {
+		return r // It is not overwritten, either.
+	}
 	f, err := files.open(path, os.O_RDWR)
 	if err != nil {
 		return r // It is made when there is room.

@@ -6,11 +6,47 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 )
 
-// errLocked: another has the lock of a file.
-var errLocked = errors.New("locked by another")
+var (
+	// errLocked: another has the lock of a file.
+	errLocked = errors.New("locked by another")
+	// What may stand in the place of a file.
+	errIrregular = errors.New("it is not a regular file")
+	errLink      = errors.New("it is a symbolic link")
+	errNowhere   = errors.New("it is a symbolic link that leads nowhere")
+)
+
+// checkPlace fails where a name stands for something else than a file. To open a named pipe would
+// wait for who writes to it, and a device may do anything. A symbolic link may lead to a file, but to
+// one that is there: what is on a disk that is away must not be taken for missing. Where whatever the
+// file has is going to be overwritten (fresh) it must be no link at all: what others have elsewhere
+// is theirs.
+func checkPlace(name string, fresh bool) error {
+	info, err := os.Lstat(name)
+	if err == nil && info.Mode()&os.ModeSymlink != 0 {
+		if fresh {
+			return &os.PathError{Op: "open", Path: name, Err: errLink}
+		}
+		if info, err = os.Stat(name); errors.Is(err, os.ErrNotExist) {
+			return &os.PathError{Op: "open", Path: name, Err: errNowhere}
+		}
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.IsDir():
+		return &os.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
+	case !info.Mode().IsRegular():
+		return &os.PathError{Op: "open", Path: name, Err: errIrregular}
+	default:
+		return nil
+	}
+}
 
 // lockHolder is what whoever locks a file leaves in it for others to read.
 type lockHolder struct {

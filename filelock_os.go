@@ -17,6 +17,9 @@ func lockFile(name string, content []byte) (held io.Closer, holder []byte, err e
 	if content == nil {
 		flag = os.O_RDONLY
 	}
+	if err := checkPlace(name, content != nil); err != nil {
+		return nil, nil, err
+	}
 	f, err := os.OpenFile(name, flag, 0o644)
 	if err != nil {
 		return nil, nil, err

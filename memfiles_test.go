@@ -295,6 +295,8 @@ func (m *memFiles) mkdir(name string) error {
 	return pathError("mkdir", name, err)
 }
 
+func (m *memFiles) regular(string) error { return nil }
+
 func (m *memFiles) list(dir string) ([]fileInfo, error) {
 	f := m.begin("list", dir, 0)
 	m.mu.RLock()
