@@ -101,7 +101,7 @@ func (b *Broker) openStorage() error {
 		if err != nil {
 			return storageError(err)
 		}
-		d, err := openDataDir(osFiles{}, dir, b.cfg.sync, b.warn)
+		d, err := openDataDir(osFilesOf(dir), dir, b.cfg.sync, b.warn)
 		if err != nil {
 			return err
 		}

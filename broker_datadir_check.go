@@ -46,17 +46,18 @@ type Damage struct {
 // work there: then it fails with [ErrDataDirInUse]. A report comes also with an error, of
 // what was read until then.
 func CheckDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
-	return inspectDataDir(ctx, osFiles{}, dir, false)
+	return inspectDataDir(ctx, osFilesOf(dir), dir, false)
 }
 
 // RepairDataDir opens the logs of a data directory as a broker does when it starts, and
 // then has batches without messages take the place of what is damaged, so that the
 // messages behind it can be read without a gap in the offsets; those of the damaged
 // batches are lost. Files that it replaces stay, with ".damaged" behind their names, and a
-// number from the second time on. No broker may be at work there. What the report does not
+// number from the second time on. Files that it makes are the user's that runs it, who should be
+// the broker's. No broker may be at work there. What the report does not
 // call repaired is still damaged: the description of a topic cannot be made up.
 func RepairDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
-	return inspectDataDir(ctx, osFiles{}, dir, true)
+	return inspectDataDir(ctx, osFilesOf(dir), dir, true)
 }
 
 // inspector goes through a data directory.

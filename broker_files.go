@@ -60,18 +60,34 @@ type fileInfo struct {
 // errNameless: a file has been removed under whoever has it open.
 var errNameless = errors.New("somebody has removed the file")
 
-// osFiles is the operating system's file system.
-type osFiles struct{}
+// osFiles is the operating system's file system. What it makes is for the process' user alone,
+// and to be read by the group as far as shared says.
+type osFiles struct {
+	shared os.FileMode // what the group may do with directories
+}
+
+// osFilesOf returns the file system for a data directory. Its group may read what is made there
+// if it may read the directory, which is private if it is still to be made.
+func osFilesOf(dir string) osFiles {
+	const group = 0o050
+	info, err := os.Stat(dir)
+	if err != nil {
+		return osFiles{}
+	}
+	return osFiles{shared: info.Mode().Perm() & group}
+}
+
+func (o osFiles) filePerm() os.FileMode { return 0o600 | o.shared&0o444 }
 
 type osFile struct{ *os.File }
 
-func (osFiles) open(name string, flag int) (file, error) {
+func (o osFiles) open(name string, flag int) (file, error) {
 	if flag&os.O_TRUNC != 0 {
 		if err := checkPlace(name, true); err != nil {
 			return nil, err
 		}
 	}
-	f, err := os.OpenFile(name, flag, 0o644)
+	f, err := os.OpenFile(name, flag, o.filePerm())
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +96,7 @@ func (osFiles) open(name string, flag int) (file, error) {
 
 func (osFiles) regular(name string) error { return checkPlace(name, false) }
 
-func (osFiles) mkdir(name string) error { return os.Mkdir(name, 0o755) }
+func (o osFiles) mkdir(name string) error { return os.Mkdir(name, 0o700|o.shared) }
 
 func (osFiles) list(dir string) ([]fileInfo, error) {
 	entries, err := os.ReadDir(dir)
@@ -139,7 +155,7 @@ func (osFiles) syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
+func (o osFiles) lock(name string, content []byte) (held io.Closer, holder []byte, err error) {
 	// The directory comes first: a lock of the file alone would be nobody's once the file is
 	// removed by hand.
 	dir, err := lockDir(filepath.Dir(name))
@@ -149,7 +165,7 @@ func (osFiles) lock(name string, content []byte) (held io.Closer, holder []byte,
 	if err != nil {
 		return nil, nil, err
 	}
-	held, holder, err = lockFile(name, content)
+	held, holder, err = lockFile(name, content, o.filePerm())
 	if err == nil {
 		return bothLocks{dir, held}, nil, nil
 	}

@@ -85,8 +85,10 @@ func WithStorage(s Storage) BrokerOption {
 // time works in a directory; another fails with [ErrDataDirInUse]. [CheckDataDir] and
 // [RepairDataDir] are for directories that have suffered.
 //
-// The directory of a topic, or of one of its partitions, may be a symbolic link to another disk, as
-// may a segment. While that is away, the broker does not start.
+// What the broker makes there is for its user alone; the group may read it if it may read the
+// directory when the broker starts. The directory of a topic, or of one of its partitions, may be
+// a symbolic link to another disk, as may a segment. While that is away, the broker does not
+// start.
 func WithDataDir(dir string) BrokerOption {
 	return brokerOption(func(c *brokerConfig) { c.dataDir = dir })
 }

@@ -12,7 +12,8 @@ import (
 // lockFile takes a lock of the file, which it makes, until the closer is closed or the
 // process ends, and puts content into it. If another has it the error is errLocked, and
 // holder what that has put there. Without content (nil) it neither makes nor changes the file.
-func lockFile(name string, content []byte) (held io.Closer, holder []byte, err error) {
+// perm is what the file gets when it is made.
+func lockFile(name string, content []byte, perm os.FileMode) (held io.Closer, holder []byte, err error) {
 	flag := os.O_RDWR | os.O_CREATE
 	if content == nil {
 		flag = os.O_RDONLY
@@ -20,7 +21,7 @@ func lockFile(name string, content []byte) (held io.Closer, holder []byte, err e
 	if err := checkPlace(name, content != nil); err != nil {
 		return nil, nil, err
 	}
-	f, err := os.OpenFile(name, flag, 0o644)
+	f, err := os.OpenFile(name, flag, perm)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -110,7 +110,7 @@ func openMetricsFile(path string, metrics func() keptMetrics, warn *warner) (*me
 // lock sees to it that nobody else works with the file: two would take turns in writing
 // what each has counted.
 func (f *metricsFile) lock() error {
-	held, holder, err := lockFile(f.path+".lock", newLockHolder())
+	held, holder, err := lockFile(f.path+".lock", newLockHolder(), 0o644)
 	switch {
 	case errors.Is(err, errLocked):
 		return fmt.Errorf("%w: %s%s", ErrMetricsFileInUse, f.path, heldBy(holder))
