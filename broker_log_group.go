@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 )
 
 // appendGroup is what is written at once. view is the log as it will be afterwards.
@@ -13,7 +14,8 @@ type appendGroup struct {
 	size    int
 	view    logView
 	epoch   int32
-	now     int64
+	at      time.Time
+	now     int64 // the same, Unix milliseconds
 	indexed int64 // position of the last index entry
 	entries []indexEntry
 }

@@ -41,19 +41,20 @@ func (l *diskLog) expireSegments(now time.Time) error {
 		return nil
 	}
 	v = l.visible.Load()
-	limit := now.Add(-c.RetentionAge).UnixMilli()
+	limit := now.Add(-c.RetentionAge)
 	old := 0
 	for old < len(v.segments)-1 {
-		e, err := l.endingOf(context.Background(), v, old)
+		last, err := l.appendedBy(v, old, now.UnixMilli())
 		if err != nil {
 			return storageError(err)
 		}
-		if e.appendTime >= limit {
+		if last >= limit.UnixMilli() || l.appendedSince(v.segments[old], limit) {
 			break
 		}
 		old++
 	}
-	if old < len(v.segments)-1 || v.last.pos <= segmentHeaderSize || v.last.appendTime >= limit {
+	if old < len(v.segments)-1 || v.last.pos <= segmentHeaderSize ||
+		v.last.appendTime >= limit.UnixMilli() || l.appendedSince(v.segments[old], limit) {
 		return l.drop(v.segments[old].header.base)
 	}
 	// The segment that is written stays: another takes its place first. Where there is no room
@@ -62,6 +63,31 @@ func (l *diskLog) expireSegments(now time.Time) error {
 		return errors.Join(err, l.drop(v.segments[old].header.base))
 	}
 	return l.drop(v.last.offset)
+}
+
+// appendedBy returns a time at which the i-th segment was complete. It says itself when its last
+// batch was appended; one that says that this is still to come was written while the clock was
+// ahead, and what is known of it is that the next one is younger. It would otherwise keep all
+// behind it until that time has come.
+func (l *diskLog) appendedBy(v *logView, i int, now int64) (int64, error) {
+	for ; i < len(v.segments)-1; i++ {
+		e, err := l.endingOf(context.Background(), v, i)
+		if err != nil {
+			return 0, err
+		}
+		if e.appendTime <= now {
+			return e.appendTime, nil
+		}
+	}
+	return min(v.last.appendTime, now), nil
+}
+
+// appendedSince tells whether a segment was written to since t, whatever the clock, which may have
+// been put ahead since, has said then. It knows only what was written since the log was opened.
+func (l *diskLog) appendedSince(s *segment, t time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !s.appended.IsZero() && !s.appended.Before(t)
 }
 
 // retryRemoval removes what could not be removed when it was gone from the log.

@@ -92,7 +92,8 @@ func (l *diskLog) work(rounds int) (more bool) {
 
 // appendSome stores the first of some jobs with one write, and returns how many.
 func (l *diskLog) appendSome(jobs []*logJob) (n int) {
-	now := time.Now().UnixMilli()
+	at := time.Now()
+	now := at.UnixMilli()
 	if err := l.prepare(int64(len(jobs[0].batches)), now); err != nil {
 		jobs[0].fail(err)
 		return 1
@@ -100,7 +101,7 @@ func (l *diskLog) appendSome(jobs []*logJob) (n int) {
 	if p := l.producers.Load(); p != nil {
 		p.states.settle(l.visible.Load().last.offset) // What can be read is not cut off.
 	}
-	g := appendGroup{log: l, view: *l.written, epoch: l.epoch, now: now}
+	g := appendGroup{log: l, view: *l.written, epoch: l.epoch, at: at, now: now}
 	g.indexed = g.view.segments[len(g.view.segments)-1].index.last()
 	for _, j := range jobs {
 		if j.run != nil || len(g.jobs) > 0 && (g.size+len(j.batches) > maxGroupBytes || !l.fits(&g.view, int64(len(j.batches)), now)) {
@@ -130,8 +131,10 @@ func (l *diskLog) fits(v *logView, size, now int64) bool {
 		return false
 	default:
 		// A segment goes as a whole, when its last batch is too old: it must not
-		// take in batches of all ages.
-		return c.RetentionAge <= 0 || now-v.first <= (c.RetentionAge/4).Milliseconds()
+		// take in batches of all ages. A first one that is still to come says that the clock
+		// was put back, and nothing of its age.
+		quarter := (c.RetentionAge / 4).Milliseconds()
+		return c.RetentionAge <= 0 || -quarter <= now-v.first && now-v.first <= quarter
 	}
 }
 
@@ -209,6 +212,7 @@ func (l *diskLog) write(g *appendGroup) error {
 	if err == nil {
 		v := g.view
 		l.written = &v
+		s.appended = g.at
 	}
 	l.mu.Unlock()
 	if err != nil {

@@ -168,8 +168,8 @@ type memorySegment struct {
 	buf     []byte
 	index   []memoryIndex // of batches, in order, memoryIndexBytes apart or more
 	maxTime int64         // of its records
-	first   int64         // append time of its first batch
-	latest  int64         // and of its last
+	first   time.Time     // when its first batch was appended, whatever the clock says since
+	latest  time.Time     // and its last
 }
 
 type memoryIndex struct {
@@ -198,7 +198,8 @@ func (l *memoryLog) Append(batches []byte, acks Acks, done func(AppendResult)) {
 }
 
 func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
-	now := time.Now().UnixMilli()
+	at := time.Now()
+	now := at.UnixMilli()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -227,7 +228,7 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 	}
 	for rest := batches; len(rest) > 0; {
 		b := cutBatch(rest)
-		l.storeLocked(b, now)
+		l.storeLocked(b, at)
 		rest = rest[len(b):]
 	}
 	l.end = next
@@ -237,14 +238,14 @@ func (l *memoryLog) append(batches []byte) (r AppendResult, advanced func()) {
 }
 
 // storeLocked copies a stamped batch to the end of the log.
-func (l *memoryLog) storeLocked(b batch, now int64) {
+func (l *memoryLog) storeLocked(b batch, now time.Time) {
 	var s *memorySegment
 	if n := len(l.segments); n > 0 {
 		s = l.segments[n-1]
 	}
 	// A segment goes as a whole, when its last batch is too old: it must not take in
 	// batches of all ages.
-	aged := s != nil && l.config.RetentionAge > 0 && now-s.first > (l.config.RetentionAge/4).Milliseconds()
+	aged := s != nil && l.config.RetentionAge > 0 && now.Sub(s.first) > l.config.RetentionAge/4
 	if s == nil || aged || len(s.buf)+len(b) > cap(s.buf) {
 		// Segments begin small and double, so that a partition of few messages
 		// costs little.
@@ -436,8 +437,7 @@ func (l *memoryLog) Expire(now time.Time) error {
 	if l.config.RetentionAge <= 0 {
 		return nil
 	}
-	limit := now.Add(-l.config.RetentionAge).UnixMilli()
-	for len(l.segments) > 0 && l.segments[0].latest < limit {
+	for len(l.segments) > 0 && now.Sub(l.segments[0].latest) > l.config.RetentionAge {
 		l.dropLocked()
 	}
 	return nil

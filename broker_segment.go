@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -42,6 +43,8 @@ type segment struct {
 	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
 	// stands for that. Guarded by the log's mutex.
 	pinned, counted bool
+	// appended is when it was written to last, since the log was opened; guarded likewise.
+	appended time.Time
 	// cut: what stood behind its end was cut off, and might come back; guarded likewise.
 	cut bool
 
