@@ -13,6 +13,10 @@ import (
 // retentionInterval is how often a broker looks for messages past their retention.
 const retentionInterval = 10 * time.Second
 
+// closeGrace is how long a Shutdown whose context has ended waits for the storage: it has to sync
+// what was written.
+const closeGrace = 10 * time.Second
+
 // Broker is a broker in this process. It is made by [NewBroker], reached through
 // [Broker.Listen], [Broker.Serve], [Broker.Dial] or [Broker.Client], and ended by
 // [Broker.Shutdown] or [Broker.Close]. It is safe for concurrent use.
@@ -307,7 +311,9 @@ func (b *Broker) stop() []*brokerConn {
 
 // Shutdown stops accepting connections and requests, answers those that have come,
 // fetches that are held with what there is, and then does as Close. If ctx ends
-// first, Shutdown closes what is left and returns an error.
+// first, Shutdown closes what is left and returns an error, 10 s later at most: a storage
+// that hangs, as on a disk that does not answer, it leaves behind. That goes on to close
+// if it can, and has its directory locked until then, or until the process ends.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	for _, c := range b.stop() {
 		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // A connection that has failed needs none.
@@ -317,21 +323,40 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		b.running.Wait()
 		close(ended)
 	}()
+	var cut error
 	select {
 	case <-ended:
-		return b.finish()
 	case <-ctx.Done():
 		b.mu.Lock()
 		left := len(b.conns)
 		b.mu.Unlock()
-		return errors.Join(
-			&waitError{what: "shut down broker", state: fmt.Sprintf("%d connections open", left), end: endOf(ctx)},
-			b.Close())
+		cut = &waitError{what: "shut down broker", state: fmt.Sprintf("%d connections open", left), end: endOf(ctx)}
+	}
+	return errors.Join(cut, b.closeBy(ctx))
+}
+
+// closeBy is Close, and leaves it behind when it takes closeGrace longer than ctx does.
+func (b *Broker) closeBy(ctx context.Context) error {
+	closed := make(chan error, 1)
+	go func() { closed <- b.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case err := <-closed:
+		return err
+	case <-grace.C:
+		return fmt.Errorf("%w: it has not closed within %v, and is left behind", ErrStorage, closeGrace)
 	}
 }
 
 // Close closes listeners and connections at once, and the storage unless it was
-// given with [WithStorage]. Close and Shutdown may be called more than once and
+// given with [WithStorage]. It waits for what the storage has under way, without a bound:
+// where a disk may hang, call Shutdown. Close and Shutdown may be called more than once and
 // concurrently.
 func (b *Broker) Close() error {
 	for _, c := range b.stop() {
