@@ -119,9 +119,10 @@ torture-history: ## compare what brokers answer, killed and cut off, with a log,
 
 # Of power failures and faults there are RUNS/20 and all there can be. No race detector: the
 # log's own goroutines are few, and each run is to be short.
-torture-files: ## damage RUNS data directories, and have power and disks fail
-	ROBUST_DAMAGES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all \
-		$(GO) test -count 1 -timeout 0 -v -run '^(TestDamagedDirectories|TestPowerLoss|TestStorageFaults)$$' .
+torture-files: ## damage RUNS data directories, have power and disks fail, end repairs, and copy what is in use
+	ROBUST_DAMAGES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all ROBUST_REPAIR_STEP=1 ROBUST_COPIES=20 \
+		$(GO) test -count 1 -timeout 0 -v \
+		-run '^(TestDamagedDirectories|TestPowerLoss|TestStorageFaults|TestRepairEndsInTheMiddle|TestCopyOfLiveDirectory)$$' .
 
 release: ## have all modules require VERSION of one another, and say what tags to set
 	cd release && $(GO) run . -version '$(VERSION)'
