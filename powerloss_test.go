@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -125,13 +126,13 @@ func (lab *storageLab) start(ctx context.Context) bool {
 		if lab.files.failed() == nil {
 			if err != nil {
 				lab.model.problem("%s: opening: %v", lab.how, err)
-				lab.closeStore()
+				_ = lab.closeStore()
 				return false
 			}
 			break
 		}
 		lab.model.note("%v while opening", lab.files.failed())
-		lab.closeStore()
+		_ = lab.closeStore()
 		if lab.rng.IntN(3) == 0 {
 			lab.files, lab.how = lab.files.kill(), max(lab.how, endedKilled)
 		} else {
@@ -158,9 +159,10 @@ func (lab *storageLab) compare(ctx context.Context) {
 	}
 }
 
-func (lab *storageLab) closeStore() {
+// closeStore returns the error of Close.
+func (lab *storageLab) closeStore() error {
 	if lab.store == nil {
-		return
+		return nil
 	}
 	err := lab.store.Close()
 	if err != nil && lab.files.failed() == nil && !lab.model.mayBe(err) {
@@ -170,6 +172,7 @@ func (lab *storageLab) closeStore() {
 		lab.model.problem("open after Close: %v", open)
 	}
 	lab.store = nil
+	return err
 }
 
 // end ends the storage's life in one way or another.
@@ -178,29 +181,32 @@ func (lab *storageLab) end() {
 	dead := lab.files.failed() != nil
 	switch n := lab.rng.IntN(10); {
 	case dead && n < 3:
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = lab.files.kill(), endedKilled
 	case dead:
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = lab.files.crash(lab.rng), endedPower
 	case n < 2:
 		files := lab.files.kill()
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = files, endedKilled
 	case n < 6:
 		files := lab.files.crash(lab.rng)
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = files, endedPower
 	default:
-		lab.closeStore()
+		failed := lab.closeStore() != nil // Then nothing is promised beyond what was before.
 		lab.how = endedClean
+		if failed && lab.model.mayFail {
+			lab.how = endedKilled
+		}
 		switch {
 		case lab.files.failed() != nil:
 			lab.files, lab.how = lab.files.crash(lab.rng), endedPower // While it was closed.
 		case n < 8:
 			// What Close has returned from is as lasting as can be.
 			lab.files = lab.files.crash(lab.rng)
-			if lab.model.inDoubt() {
+			if lab.model.inDoubt() || failed {
 				lab.how = endedPower
 			}
 		}
@@ -281,7 +287,7 @@ func (lab *storageLab) appender(ctx context.Context, rng *rand.Rand, model *logM
 		}
 		data, made := lab.model.makeBatches(rng, model, id, size.batches(rng), size.bytes, size.alike)
 		acks := AcksStored
-		if rng.IntN(8) == 0 {
+		if rng.IntN(cmp.Or(size.synced, 8)) == 0 {
 			acks = AcksSynced
 		}
 		pending.Add(1)
@@ -393,6 +399,7 @@ type labSize struct {
 	appenders  int
 	producers  int
 	appends    int // of each
+	synced     int // of so many one waits for a sync; 0 for 8
 	bytes      int // of a record's value
 	alike      bool
 	groups     int
@@ -469,7 +476,7 @@ func runLab(ctx context.Context, seed uint64, trace func(string)) (summary strin
 			break
 		}
 	}
-	lab.closeStore()
+	_ = lab.closeStore()
 	if found := lab.model.found(); found != "" {
 		return fmt.Sprintf("%v, %+v:\n%s", policy, size, found)
 	}
