@@ -448,3 +448,15 @@ func TestGroupsWrittenAnewOutliveTheirDamage(t *testing.T) {
 	}
 	require.NotZero(t, damaged, "the power failure has taken something")
 }
+
+// An index that was made anew before anything was synced had an entry that could not be, and was
+// made anew by whoever used it.
+func TestIndexMadeAnewWithNothingSynced(t *testing.T) {
+	l := openLossLog(t, lossStore(newLossFiles(t), SyncNever), lossConfig())
+	require.NoError(t, appendOne(l, AcksStored).Err)
+	s := l.visible.Load().segments[0]
+	require.NoError(t, l.rebuildIndex(t.Context(), s, errIndexDamaged))
+	_, _, err := s.index.search(func(*indexEntry) bool { return true })
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+}
