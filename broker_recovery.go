@@ -265,13 +265,25 @@ func (r *recovery) dropRemoved() error {
 }
 
 // sync syncs what was found behind the frontier. Where that fails nothing is given up: it
-// may all have been on stable storage before.
+// may all have been on stable storage before. It is written once more first: a sync that has
+// failed may have left a process before this one with bytes that can be read and are not on the
+// disk, and that the system takes for written, so that a sync alone would say that they last.
+// With SyncNever that would be a whole segment, of which nothing was promised.
 func (r *recovery) sync() error {
 	l, v := r.log, r.view
 	for i := r.at; i < len(v.segments); i++ {
 		s, end, last := v.segments[i], v.ending(i), i == len(v.segments)-1
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
+		}
+		if l.store.policy != SyncNever && s != r.lost {
+			from := int64(0)
+			if i == r.at && r.known {
+				from = r.frontier.pos
+			}
+			if err := s.writeAgain(from, end.pos); err != nil {
+				return err
+			}
 		}
 		if err := l.syncSegment(s); err != nil {
 			return err

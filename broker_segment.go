@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 const (
@@ -290,6 +291,32 @@ func (s *segment) lastSynced() (e indexEntry, entries int64, err error) {
 		return indexEntry{}, 0, nil
 	}
 	return e, entries, err
+}
+
+// writeAgain writes what the segment has from one position to another once more, so that a sync
+// brings it to the disk, whatever the system holds of it.
+func (s *segment) writeAgain(from, to int64) error {
+	if from >= to {
+		return nil
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	buf := make([]byte, min(scanBytes, to-from))
+	for from < to && err == nil {
+		buf = buf[:min(int64(len(buf)), to-from)]
+		if _, err = f.ReadAt(buf, from); err == nil {
+			_, err = f.WriteAt(buf, from)
+		}
+		from += int64(len(buf))
+	}
+	// On some file systems it takes room; then the broker is to make some.
+	if isEOF(err) || errors.Is(err, syscall.ENOSPC) {
+		return nil
+	}
+	return err
 }
 
 // retire closes the segment's files once nobody uses them.

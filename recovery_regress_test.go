@@ -460,3 +460,44 @@ func TestIndexMadeAnewWithNothingSynced(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 }
+
+// What a failed sync has dropped is still there to be read, also by the next process, for which
+// a sync does nothing: recovery took it for synced, and a power failure made a hole of it, with
+// what was acknowledged behind it.
+func TestRecoveryWritesAgainWhatASyncHasDropped(t *testing.T) {
+	put := func(l *diskLog) error {
+		done := make(chan AppendResult, 1)
+		l.Append(appendBatch(nil, &Message{Value: make([]byte, 3000)}), AcksSynced, func(r AppendResult) { done <- r })
+		return (<-done).Err
+	}
+	for _, policy := range []SyncPolicy{SyncAlways, SyncInterval(time.Hour)} {
+		for seed := range uint64(40) {
+			files := newMemFiles(seed)
+			require.NoError(t, files.mkdir("/data"))
+			require.NoError(t, files.syncDir("/"))
+			l := openLossLog(t, lossStore(files, policy), lossConfig())
+			require.NoError(t, put(l))
+			files.setFault(func(op fileOp) fault {
+				return map[string]fault{"sync": {err: syscall.EIO, drop: true}, "truncate": {err: syscall.EROFS}}[op.kind]
+			})
+			require.ErrorIs(t, put(l), ErrStorage)
+			killed := files.kill()
+			_ = l.Close() // All that it does fails.
+			l = openLossLog(t, lossStore(killed, policy), lossConfig())
+			require.NoError(t, put(l))
+			_, end := l.Bounds()
+			require.EqualValues(t, 3, end)
+			after := killed.crash(rand.New(rand.NewPCG(seed, 5)))
+			_ = l.Close() // Likewise.
+			l = openLossLog(t, lossStore(after, policy), lossConfig())
+			_, again := l.Bounds()
+			require.Equal(t, end, again, "%v, seed %d", policy, seed)
+			for at := range end {
+				r, err := l.Read(t.Context(), at, 1)
+				require.NoError(t, err, "%v, seed %d, offset %d", policy, seed, at)
+				r.Release()
+			}
+			require.NoError(t, l.Close())
+		}
+	}
+}
