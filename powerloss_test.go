@@ -95,6 +95,11 @@ func (lab *storageLab) openTopic(ctx context.Context, t StoredTopic) error {
 	return nil
 }
 
+// keys returns the logs, in order, so that the same happens each time.
+func (lab *storageLab) keys() []logKey {
+	return slices.SortedFunc(maps.Keys(lab.logs), func(a, b logKey) int { return strings.Compare(a.String(), b.String()) })
+}
+
 // config is that of a topic's logs.
 func (lab *storageLab) config(t StoredTopic) LogConfig {
 	c := lab.names[t.Name]

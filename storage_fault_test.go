@@ -253,7 +253,8 @@ func (r *faultRun) reopen(ctx context.Context) bool {
 func (r *faultRun) recovers(ctx context.Context) {
 	r.files.clearFault()
 	<-time.After(time.Minute)
-	for key, log := range r.logs {
+	for _, key := range r.keys() {
+		log := r.logs[key]
 		if !slices.ContainsFunc(r.topics, func(t StoredTopic) bool { return t.ID == key.id && r.names[t.Name].SegmentBytes > 0 }) {
 			continue // It may have been deleted.
 		}

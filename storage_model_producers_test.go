@@ -130,8 +130,8 @@ func (m *storageModel) survey(l *logModel, log LogReader) {
 // is recognised, one too many is refused, and so is an epoch that has passed.
 func (lab *storageLab) probe() {
 	m := lab.model
-	for key, log := range lab.logs {
-		l := m.log(key)
+	for _, key := range lab.keys() {
+		l, log := m.log(key), lab.logs[key]
 		for _, p := range l.producers {
 			n := len(p.stored)
 			if p.unsure || n == 0 {
