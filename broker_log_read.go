@@ -375,6 +375,9 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	}
 	// What the log knows no more now it need not have known before.
 	entries[len(entries)-1].flags |= v.last.flags & indexProducers
+	if s.doubted {
+		entries[len(entries)-1].flags |= indexDoubted
+	}
 	end := entries[len(entries)-1]
 	if base := s.header.base; base > l.synced.segment || base == l.synced.segment && l.synced.at.pos != end.pos {
 		// It is not synced up to its end.

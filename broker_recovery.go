@@ -40,13 +40,13 @@ func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHe
 		return nil, storageError(err)
 	}
 	l.made = true
-	r := recovery{log: l, view: v}
+	r := recovery{log: l, view: v, again: math.MaxInt64}
 	if err := r.collect(infos); err != nil {
 		return nil, storageError(err)
 	}
 	err = r.recover(ctx)
 	if err == nil {
-		err = r.producers.restore(ctx, l, r.frontier)
+		err = r.producers.restore(ctx, l, r.frontier, r.again)
 	}
 	if err != nil {
 		for _, s := range l.written.segments {
@@ -67,6 +67,11 @@ type recovery struct {
 	frontier indexEntry
 	known    bool  // there is one
 	entries  int64 // of that index, up to the frontier
+
+	// doubted: a sync has failed of what the segment at has before the frontier.
+	doubted bool
+	// again is the offset from which on all was written once more, and synced.
+	again int64
 
 	gone *CorruptError // the last segment, if look has found that it is missing
 
@@ -157,6 +162,7 @@ func (r *recovery) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.doubted = r.frontier.flags&indexDoubted != 0
 	r.frontier.flags &= indexProducers
 	if !r.known && len(r.producers.files) > 0 {
 		r.frontier.flags = indexProducers // There may be.
@@ -265,10 +271,7 @@ func (r *recovery) dropRemoved() error {
 }
 
 // sync syncs what was found behind the frontier. Where that fails nothing is given up: it
-// may all have been on stable storage before. It is written once more first: a sync that has
-// failed may have left a process before this one with bytes that can be read and are not on the
-// disk, and that the system takes for written, so that a sync alone would say that they last.
-// With SyncNever that would be a whole segment, of which nothing was promised.
+// may all have been on stable storage before.
 func (r *recovery) sync() error {
 	l, v := r.log, r.view
 	for i := r.at; i < len(v.segments); i++ {
@@ -276,14 +279,8 @@ func (r *recovery) sync() error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
-		if l.store.policy != SyncNever && s != r.lost {
-			from := int64(0)
-			if i == r.at && r.known {
-				from = r.frontier.pos
-			}
-			if err := s.writeAgain(from, end.pos); err != nil {
-				return err
-			}
+		if err := r.writeAgain(s, i, end.pos); err != nil {
+			return err
 		}
 		if err := l.syncSegment(s); err != nil {
 			return err
@@ -294,6 +291,22 @@ func (r *recovery) sync() error {
 		l.settle(s)
 	}
 	return nil
+}
+
+// writeAgain writes what a segment has behind the frontier once more, before it is synced. A sync
+// that has failed may have left a process before this one with bytes that can be read and are not
+// on the disk, and that the system takes for written, so that a sync alone would say that they
+// last. With SyncNever it would be a whole segment, of which mostly nothing was promised.
+func (r *recovery) writeAgain(s *segment, i int, end int64) error {
+	if r.log.store.policy == SyncNever && !r.doubted || s == r.lost {
+		return nil
+	}
+	from, offset := int64(0), s.header.base
+	if i == r.at && r.known && !r.doubted {
+		from, offset = r.frontier.pos, r.frontier.offset
+	}
+	r.again = min(r.again, offset)
+	return s.writeAgain(from, end)
 }
 
 // findFrontier looks for the last place that is known to be synced.

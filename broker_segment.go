@@ -40,6 +40,8 @@ type segment struct {
 	// index says how it ends.
 	linked   bool
 	complete bool
+	// doubted, likewise: a sync of it has failed, and the log has kept it.
+	doubted bool
 	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
 	// stands for that. Guarded by the log's mutex.
 	pinned, counted bool
@@ -317,6 +319,13 @@ func (s *segment) writeAgain(from, to int64) error {
 		return nil
 	}
 	return err
+}
+
+// mayBeDoubted tells whether some of what the segment has before an offset may have failed to be
+// synced: its index does not say that it was.
+func (s *segment) mayBeDoubted(end int64) (bool, error) {
+	e, entries, err := s.lastSynced()
+	return entries == 0 || e.offset < end || e.flags&indexDoubted != 0, err
 }
 
 // retire closes the segment's files once nobody uses them.

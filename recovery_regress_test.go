@@ -501,3 +501,49 @@ func TestRecoveryWritesAgainWhatASyncHasDropped(t *testing.T) {
 		}
 	}
 }
+
+// A batch of which a failed sync has left nobody knowing whether it outlives a power failure was
+// answered as synced when it was sent again after the log had been closed and opened.
+func TestDoubtOutlivesProcess(t *testing.T) {
+	for _, policy := range []SyncPolicy{SyncInterval(time.Hour), SyncNever} {
+		for _, end := range []string{"closed", "killed", "killed, producers lost"} {
+			files := newLossFiles(t)
+			l := openLossLog(t, lossStore(files, policy), lossConfig())
+			first, second := producerBatch(producerFields{1, 0, 0}, 1, 0), producerBatch(producerFields{1, 0, 1}, 1, 1)
+			require.NoError(t, appendNow(l, first, AcksStored).Err)
+			files.setFault(func(op fileOp) fault {
+				if op.kind == "sync" && strings.HasSuffix(op.path, segmentSuffix) {
+					return fault{err: syscall.EIO, drop: true}
+				}
+				return fault{}
+			})
+			require.ErrorIs(t, l.syncAll(), ErrStorage)
+			files.clearFault()
+			require.NoError(t, appendNow(l, second, AcksSynced).Err)
+			require.ErrorIs(t, appendNow(l, first, AcksSynced).Err, ErrStorage)
+			killed := files
+			if end != "closed" {
+				killed = files.kill()
+			}
+			if end == "killed, producers lost" {
+				for _, path := range killed.paths() {
+					if strings.HasSuffix(path, producersSuffix) {
+						killed.put(path, nil)
+					}
+				}
+			}
+			_ = l.Close()
+			l = openLossLog(t, lossStore(killed, policy), lossConfig())
+			require.ErrorIs(t, appendNow(l, first, AcksSynced).Err, ErrStorage, "%v, %s", policy, end)
+			require.True(t, appendNow(l, first, AcksStored).Repeated)
+			r := appendNow(l, second, AcksSynced)
+			require.NoError(t, r.Err)
+			require.True(t, r.Repeated)
+			require.NoError(t, l.Close())
+			// With SyncAlways a batch has to be synced whatever was asked for.
+			l = openLossLog(t, lossStore(killed, SyncAlways), lossConfig())
+			require.ErrorIs(t, appendNow(l, first, AcksStored).Err, ErrStorage)
+			require.NoError(t, l.Close())
+		}
+	}
+}
