@@ -285,6 +285,12 @@ func (r *recovery) sync() error {
 		if err := l.syncSegment(s); err != nil {
 			return err
 		}
+		if i == r.at && i > 0 {
+			// One before it may be in doubt, and what its index says of going on here may be in
+			// the system's memory only.
+			l.gap = v.segments[i-1]
+			_ = l.bridge(s, *end) // Else with the next sync.
+		}
 		l.synced = syncPoint{s.header.base, *end}
 		l.note(s, *end, !last)
 		s.complete = !last
@@ -421,7 +427,7 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 	indexed := end.pos
 	for {
 		if end.offset == bound {
-			return r.cutAt(s, end.pos)
+			return nil, s.cutAt(end.pos)
 		}
 		next, err := b.next()
 		var d damage
@@ -483,23 +489,6 @@ func (r *recovery) bound(s *segment) int64 {
 		}
 	}
 	return -1
-}
-
-// cutAt cuts off what stands behind pos in a segment.
-func (r *recovery) cutAt(s *segment, pos int64) (fault, err error) {
-	if s.size == pos {
-		return nil, nil
-	}
-	f, err := s.out.acquire(os.O_RDWR)
-	if err != nil {
-		return nil, err
-	}
-	defer s.out.release()
-	if err := f.truncate(pos); err != nil {
-		return nil, err
-	}
-	s.size = pos
-	return nil, nil
 }
 
 // trimIndex has the index of a segment end with the given number of entries. It is made

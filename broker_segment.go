@@ -321,6 +321,23 @@ func (s *segment) writeAgain(from, to int64) error {
 	return err
 }
 
+// cutAt cuts off what stands behind a position.
+func (s *segment) cutAt(pos int64) error {
+	if s.size == pos {
+		return nil
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	if err := f.truncate(pos); err != nil {
+		return err
+	}
+	s.size = pos
+	return nil
+}
+
 // mayBeDoubted tells whether some of what the segment has before an offset may have failed to be
 // synced: its index does not say that it was.
 func (s *segment) mayBeDoubted(end int64) (bool, error) {

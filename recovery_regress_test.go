@@ -547,3 +547,41 @@ func TestDoubtOutlivesProcess(t *testing.T) {
 		}
 	}
 }
+
+// Where the log goes on behind a segment in doubt, an index said that had not reached stable
+// storage. The next process relied on it: after a power failure the log ended where the segment in
+// doubt was gone, before what had been acknowledged as synced.
+func TestSyncedBehindDoubtOfAnotherProcess(t *testing.T) {
+	for seed := range uint64(40) {
+		files := newMemFiles(seed)
+		require.NoError(t, files.mkdir("/data"))
+		require.NoError(t, files.syncDir("/"))
+		policy := SyncInterval(time.Hour)
+		l := openLossLog(t, lossStore(files, policy), lossConfig())
+		require.NoError(t, appendOne(l, AcksSynced).Err)
+		files.setFault(func(op fileOp) fault {
+			switch {
+			case op.kind == "sync" && strings.HasSuffix(op.path, indexSuffix):
+				return fault{err: syscall.EIO}
+			case op.kind == "sync" && strings.HasSuffix(op.path, "0"+segmentSuffix):
+				return fault{err: syscall.EIO, drop: true}
+			}
+			return fault{}
+		})
+		require.ErrorIs(t, appendOne(l, AcksSynced).Err, ErrStorage)
+		require.ErrorIs(t, appendOne(l, AcksSynced).Err, ErrStorage)
+		killed := files.kill()
+		_ = l.Close() // All that it does fails.
+		l = openLossLog(t, lossStore(killed, policy), lossConfig())
+		last := appendOne(l, AcksSynced)
+		require.NoError(t, last.Err)
+		after := killed.crash(rand.New(rand.NewPCG(seed, 6)))
+		_ = l.Close() // Likewise.
+		l = openLossLog(t, lossStore(after, policy), lossConfig())
+		r, err := l.Read(t.Context(), last.BaseOffset, 1)
+		require.NoError(t, err, "seed %d", seed)
+		require.NotEmpty(t, r.Batches, "seed %d", seed)
+		r.Release()
+		require.NoError(t, l.Close())
+	}
+}
