@@ -117,8 +117,8 @@ torture-produce: ## have producers send MESSAGES messages through faults, planne
 torture-history: ## compare what brokers answer, killed and cut off, with a log, for DURATION
 	ROBUST_HISTORY=$(DURATION) ROBUST_SEED=$(SEED) $(GO) test $(RACE) -count 1 -timeout 0 -v -run '^TestHistory$$' .
 
-# Of power failures and faults there are RUNS/20 and all there can be. No race detector: the
-# log's own goroutines are few, and each run is to be short.
+# Of power failures there are RUNS/20, of faults all there can be, and 50,000 lives with two. No
+# race detector: the log's own goroutines are few, and each run is to be short.
 torture-files: ## damage RUNS data directories, have power and disks fail, end repairs, and copy what is in use
 	ROBUST_DAMAGES=$(RUNS) ROBUST_POWERLOSS=$$(($(RUNS) / 20)) ROBUST_FAULTS=all ROBUST_REPAIR_STEP=1 ROBUST_COPIES=20 \
 		$(GO) test -count 1 -timeout 0 -v \

@@ -24,7 +24,8 @@ import (
 //	12  epoch        int32   of the last batch before position; 0 without one
 //	16  max time     int64   of the records before position in the segment
 //	24  append time  int64   of the last batch before position
-//	32  flags        uint16  1 all before position is synced; 2 the broker was closed here; 4 the log knows producers there
+//	32  flags        uint16  1 all before position is synced; 2 the broker was closed here; 4 the log knows producers there;
+//	                         8, beside 1: a sync has failed, and some of it may not outlive a power failure
 //	34  reserved     uint16  0
 //	36  crc          uint32  CRC-32C of the bytes before it
 const (
@@ -33,6 +34,7 @@ const (
 	indexSynced    = 1
 	indexClean     = 2
 	indexProducers = 4
+	indexDoubted   = 8
 )
 
 type indexEntry struct {

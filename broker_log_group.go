@@ -75,7 +75,7 @@ func (g *appendGroup) produced(j *logJob, b batch) (repeated bool, err error) {
 			p.silent.Store(g.now)
 		}
 		return false, nil
-	case j.acks == AcksSynced && before.doubted:
+	case before.doubted && (j.acks == AcksSynced || g.log.store.policy == SyncAlways):
 		return true, inDoubt(before.base)
 	}
 	j.batches = nil

@@ -375,12 +375,14 @@ func (l *diskLog) rebuildIndex(ctx context.Context, s *segment, cause error) err
 	}
 	// What the log knows no more now it need not have known before.
 	entries[len(entries)-1].flags |= v.last.flags & indexProducers
+	if s.doubted {
+		entries[len(entries)-1].flags |= indexDoubted
+	}
 	end := entries[len(entries)-1]
 	if base := s.header.base; base > l.synced.segment || base == l.synced.segment && l.synced.at.pos != end.pos {
 		// It is not synced up to its end.
 		entries = entries[:len(entries)-1]
-		if l.synced.segment == s.header.base {
-			at := l.synced.at
+		if at := l.synced.at; l.synced.segment == s.header.base && at.pos >= segmentHeaderSize { // Else nothing is.
 			at.flags = at.flags&indexProducers | indexSynced
 			n, _ := slices.BinarySearchFunc(entries, at.pos, func(e indexEntry, pos int64) int { return cmp.Compare(e.pos, pos+1) })
 			entries = slices.Insert(entries, n, at)

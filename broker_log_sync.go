@@ -171,6 +171,9 @@ func (l *diskLog) note(s *segment, end indexEntry, complete bool) {
 		return
 	}
 	end.flags = end.flags&indexProducers | indexSynced
+	if s.doubted {
+		end.flags |= indexDoubted
+	}
 	s.index.add(end)
 	l.noted = end.pos
 	l.flushIndex(s, complete)
@@ -286,7 +289,7 @@ func (l *diskLog) syncFailed(s *segment, cause error) error {
 	} else {
 		i := slices.Index(w.segments, s)
 		l.synced = syncPoint{s.header.base, *w.ending(i)}
-		s.linked = true
+		s.linked, s.doubted = true, true
 		l.gap = s
 		l.store.warn.warn("sync failed; acknowledged messages may not outlive a power failure", l.name, "log", l.name,
 			"file", s.log.path, "from", from, "to", l.synced.at.offset, "error", cause)

@@ -210,9 +210,9 @@ func (ps *producerStates) replay(p producerFields, b producedBatch) {
 }
 
 // replayBatch is replay for a batch as it is stored, if a producer has written it.
-func (ps *producerStates) replayBatch(b batch) {
+func (ps *producerStates) replayBatch(b batch, doubted bool) {
 	if p := b.producer(); p.id >= 0 && p.epoch >= 0 && p.sequence >= 0 {
-		ps.replay(p, producedBatch{base: b.baseOffset(), time: b.appendTime(), first: p.sequence, lastDelta: b.lastOffsetDelta()})
+		ps.replay(p, producedBatch{base: b.baseOffset(), time: b.appendTime(), first: p.sequence, lastDelta: b.lastOffsetDelta(), doubted: doubted})
 	}
 }
 
@@ -273,6 +273,15 @@ func (ps *producerStates) doubt(from, to int64) {
 	for s := ps.newest; s != nil; s = s.older {
 		for b := range s.all() {
 			b.doubted = b.doubted || from <= b.base && b.base < to
+		}
+	}
+}
+
+// trust notes that what stands from an offset on outlives a power failure.
+func (ps *producerStates) trust(from int64) {
+	for s := ps.newest; s != nil; s = s.older {
+		for b := range s.all() {
+			b.doubted = b.doubted && b.base < from
 		}
 	}
 }
@@ -378,10 +387,11 @@ func (ps *producerStates) unlink(s *producerState) {
 //	base       int64   offset of the first record
 //	time       int64   when it was appended, Unix milliseconds
 //	first      int32   sequence of the first record
-//	last delta int32   of its offsets, and sequences
+//	last delta int32   of its offsets, and sequences; the highest bit is set if nobody knows whether the batch outlives a power failure
 const (
 	keptProducerSize = 12
 	keptBatchSize    = 24
+	keptDoubted      = 1 << 31
 )
 
 func (ps *producerStates) encode(dst []byte) []byte {
@@ -396,7 +406,11 @@ func (ps *producerStates) encode(dst []byte) []byte {
 			dst = binary.BigEndian.AppendUint64(dst, uint64(b.base))
 			dst = binary.BigEndian.AppendUint64(dst, uint64(b.time))
 			dst = binary.BigEndian.AppendUint32(dst, uint32(b.first))
-			dst = binary.BigEndian.AppendUint32(dst, uint32(b.lastDelta))
+			delta := uint32(b.lastDelta)
+			if b.doubted {
+				delta |= keptDoubted
+			}
+			dst = binary.BigEndian.AppendUint32(dst, delta)
 		}
 	}
 	return dst
@@ -430,9 +444,10 @@ func decodeProducers(data []byte, end int64) (*producerStates, error) {
 		s.epoch = epoch
 		at := int64(0)
 		for range n {
+			delta := binary.BigEndian.Uint32(data[20:])
 			b := producedBatch{
 				base: int64(binary.BigEndian.Uint64(data)), time: int64(binary.BigEndian.Uint64(data[8:])),
-				first: int32(binary.BigEndian.Uint32(data[16:])), lastDelta: int32(binary.BigEndian.Uint32(data[20:])),
+				first: int32(binary.BigEndian.Uint32(data[16:])), lastDelta: int32(delta &^ keptDoubted), doubted: delta&keptDoubted != 0,
 			}
 			data = data[keptBatchSize:]
 			if b.base < at || b.base >= end || b.first < 0 || b.lastDelta < 0 || int64(b.lastDelta) >= end-b.base {

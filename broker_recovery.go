@@ -40,13 +40,13 @@ func openLog(ctx context.Context, store *logStore, dir, name string, h segmentHe
 		return nil, storageError(err)
 	}
 	l.made = true
-	r := recovery{log: l, view: v}
+	r := recovery{log: l, view: v, again: math.MaxInt64}
 	if err := r.collect(infos); err != nil {
 		return nil, storageError(err)
 	}
 	err = r.recover(ctx)
 	if err == nil {
-		err = r.producers.restore(ctx, l, r.frontier)
+		err = r.producers.restore(ctx, l, r.frontier, r.again)
 	}
 	if err != nil {
 		for _, s := range l.written.segments {
@@ -78,6 +78,11 @@ type recovery struct {
 	frontier indexEntry
 	known    bool  // there is one
 	entries  int64 // of that index, up to the frontier
+
+	// doubted: a sync has failed of what the segment at has before the frontier.
+	doubted bool
+	// again is the offset from which on all was written once more, and synced.
+	again int64
 
 	gone *CorruptError // the last segment, if look has found that it is missing
 
@@ -168,6 +173,7 @@ func (r *recovery) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.doubted = r.frontier.flags&indexDoubted != 0
 	r.frontier.flags &= indexProducers
 	if !r.known && len(r.producers.files) > 0 {
 		r.frontier.flags = indexProducers // There may be.
@@ -284,8 +290,17 @@ func (r *recovery) sync() error {
 		if s.header.base != l.synced.segment {
 			l.noted = segmentHeaderSize
 		}
+		if err := r.writeAgain(s, i, end.pos); err != nil {
+			return err
+		}
 		if err := l.syncSegment(s); err != nil {
 			return err
+		}
+		if i == r.at && i > 0 {
+			// One before it may be in doubt, and what its index says of going on here may be in
+			// the system's memory only.
+			l.gap = v.segments[i-1]
+			_ = l.bridge(s, *end) // Else with the next sync.
 		}
 		l.synced = syncPoint{s.header.base, *end}
 		l.note(s, *end, !last)
@@ -293,6 +308,22 @@ func (r *recovery) sync() error {
 		l.settle(s)
 	}
 	return nil
+}
+
+// writeAgain writes what a segment has behind the frontier once more, before it is synced. A sync
+// that has failed may have left a process before this one with bytes that can be read and are not
+// on the disk, and that the system takes for written, so that a sync alone would say that they
+// last. With SyncNever it would be a whole segment, of which mostly nothing was promised.
+func (r *recovery) writeAgain(s *segment, i int, end int64) error {
+	if r.log.store.policy == SyncNever && !r.doubted || s == r.lost {
+		return nil
+	}
+	from, offset := int64(0), s.header.base
+	if i == r.at && r.known && !r.doubted {
+		from, offset = r.frontier.pos, r.frontier.offset
+	}
+	r.again = min(r.again, offset)
+	return s.writeAgain(from, end)
 }
 
 // findFrontier looks for the last place that is known to be synced.
@@ -407,7 +438,7 @@ func (r *recovery) readSegment(ctx context.Context, s *segment, end *indexEntry,
 	indexed := end.pos
 	for {
 		if end.offset == bound {
-			return r.cutAt(s, end.pos)
+			return nil, s.cutAt(end.pos)
 		}
 		next, err := b.next()
 		var d damage
@@ -469,23 +500,6 @@ func (r *recovery) bound(s *segment) int64 {
 		}
 	}
 	return -1
-}
-
-// cutAt cuts off what stands behind pos in a segment.
-func (r *recovery) cutAt(s *segment, pos int64) (fault, err error) {
-	if s.size == pos {
-		return nil, nil
-	}
-	f, err := s.out.acquire(os.O_RDWR)
-	if err != nil {
-		return nil, err
-	}
-	defer s.out.release()
-	if err := f.truncate(pos); err != nil {
-		return nil, err
-	}
-	s.size = pos
-	return nil, nil
 }
 
 // trimIndex has the index of a segment end with the given number of entries. It is made

@@ -29,12 +29,13 @@ func (r *producerRecovery) saw(b batch) (flag uint16) {
 	if r.tail == nil {
 		r.tail = &producerStates{}
 	}
-	r.tail.replayBatch(b)
+	r.tail.replayBatch(b, false)
 	return indexProducers
 }
 
-// restore is called when the rest of the log is in order, and all behind the frontier was read.
-func (r *producerRecovery) restore(ctx context.Context, l *diskLog, frontier indexEntry) error {
+// restore is called when the rest of the log is in order, and all behind the frontier was read;
+// from the offset again on it was written once more, and synced.
+func (r *producerRecovery) restore(ctx context.Context, l *diskLog, frontier indexEntry, again int64) error {
 	before := frontier.flags&indexProducers != 0
 	if err := r.clear(l, before); err != nil {
 		return err
@@ -49,6 +50,7 @@ func (r *producerRecovery) restore(ctx context.Context, l *diskLog, frontier ind
 	if r.tail != nil {
 		states.replayStates(r.tail, p.kept.at.offset)
 	}
+	states.trust(again)
 	states.expire(time.Now().UnixMilli())
 	p.silent.Store(states.silentSince())
 	if states.len() > 0 || len(p.files) > 0 {
@@ -141,6 +143,10 @@ func (l *diskLog) placeBefore(ctx context.Context, v *logView, at indexEntry, n 
 func (l *diskLog) replay(ctx context.Context, v *logView, ps *producerStates, from, to int64) error {
 	for i := max(0, v.find(from)); i < len(v.segments) && v.segments[i].header.base < to && from < to; i++ {
 		s := v.segments[i]
+		doubted, err := s.mayBeDoubted(min(v.next(i), to))
+		if err != nil {
+			return err
+		}
 		e, err := l.entryBefore(ctx, s, func(e *indexEntry) bool { return e.offset <= from })
 		if err != nil {
 			return err
@@ -148,7 +154,7 @@ func (l *diskLog) replay(ctx context.Context, v *logView, ps *producerStates, fr
 		// What is damaged nobody can read; it is passed over.
 		err = s.scan(ctx, e, v.size(i), v.next(i), math.MaxInt64, func(b batch) (bool, error) {
 			if b.baseOffset() >= from {
-				ps.replayBatch(b)
+				ps.replayBatch(b, doubted)
 			}
 			return b.nextOffset() < to, nil
 		})

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -40,6 +41,8 @@ type segment struct {
 	// index says how it ends.
 	linked   bool
 	complete bool
+	// doubted, likewise: a sync of it has failed, and the log has kept it.
+	doubted bool
 	// pinned: it is kept open until it is synced; counted: a token of logStore.unsaved
 	// stands for that. Guarded by the log's mutex.
 	pinned, counted bool
@@ -293,6 +296,56 @@ func (s *segment) lastSynced() (e indexEntry, entries int64, err error) {
 		return indexEntry{}, 0, nil
 	}
 	return e, entries, err
+}
+
+// writeAgain writes what the segment has from one position to another once more, so that a sync
+// brings it to the disk, whatever the system holds of it.
+func (s *segment) writeAgain(from, to int64) error {
+	if from >= to {
+		return nil
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	buf := make([]byte, min(scanBytes, to-from))
+	for from < to && err == nil {
+		buf = buf[:min(int64(len(buf)), to-from)]
+		if _, err = f.ReadAt(buf, from); err == nil {
+			_, err = f.WriteAt(buf, from)
+		}
+		from += int64(len(buf))
+	}
+	// On some file systems it takes room; then the broker is to make some.
+	if isEOF(err) || errors.Is(err, syscall.ENOSPC) {
+		return nil
+	}
+	return err
+}
+
+// cutAt cuts off what stands behind a position.
+func (s *segment) cutAt(pos int64) error {
+	if s.size == pos {
+		return nil
+	}
+	f, err := s.out.acquire(os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer s.out.release()
+	if err := f.truncate(pos); err != nil {
+		return err
+	}
+	s.size = pos
+	return nil
+}
+
+// mayBeDoubted tells whether some of what the segment has before an offset may have failed to be
+// synced: its index does not say that it was.
+func (s *segment) mayBeDoubted(end int64) (bool, error) {
+	e, entries, err := s.lastSynced()
+	return entries == 0 || e.offset < end || e.flags&indexDoubted != 0, err
 }
 
 // retire closes the segment's files once nobody uses them.

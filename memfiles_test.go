@@ -882,6 +882,21 @@ func (m *memFiles) content(path string) []byte {
 	return n.data[:n.frozen:n.frozen]
 }
 
+// scramble changes bytes of a file on the disk itself, all that was written to it being there.
+func (m *memFiles) scramble(path string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.lookUpLocked(path)
+	if err != nil || n.dir || len(n.data) == 0 {
+		return
+	}
+	data := slices.Clone(n.data)
+	for i := m.rng.IntN(len(data)); i < len(data); i += 1 + m.rng.IntN(40) {
+		data[i] ^= byte(1 + m.rng.IntN(255))
+	}
+	n.data, n.frozen, n.disk, n.writes, n.strayed = data, len(data), data, nil, false
+}
+
 // put makes a file of this content, which lasts; nil removes it. The directory must be
 // there.
 func (m *memFiles) put(path string, data []byte) {

@@ -1,7 +1,9 @@
 package robust
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -94,6 +96,11 @@ func (lab *storageLab) openTopic(ctx context.Context, t StoredTopic) error {
 	return nil
 }
 
+// keys returns the logs, in order, so that the same happens each time.
+func (lab *storageLab) keys() []logKey {
+	return slices.SortedFunc(maps.Keys(lab.logs), func(a, b logKey) int { return strings.Compare(a.String(), b.String()) })
+}
+
 // config is that of a topic's logs.
 func (lab *storageLab) config(t StoredTopic) LogConfig {
 	c := lab.names[t.Name]
@@ -123,15 +130,22 @@ func (lab *storageLab) start(ctx context.Context) bool {
 		err := lab.openStore(ctx)
 		lab.files.clearFault()
 		if lab.files.failed() == nil {
+			if lab.model.inDoubt() && errors.Is(err, ErrCorrupt) && strings.Contains(err.Error(), "consumer groups") {
+				// A log of groups that has lost some of what a sync has failed to write cannot be
+				// opened, which is an end that says what is wrong.
+				lab.model.note("%v", err)
+				_ = lab.closeStore()
+				return false
+			}
 			if err != nil {
 				lab.model.problem("%s: opening: %v", lab.how, err)
-				lab.closeStore()
+				_ = lab.closeStore()
 				return false
 			}
 			break
 		}
 		lab.model.note("%v while opening", lab.files.failed())
-		lab.closeStore()
+		_ = lab.closeStore()
 		if lab.rng.IntN(3) == 0 {
 			lab.files, lab.how = lab.files.kill(), max(lab.how, endedKilled)
 		} else {
@@ -158,9 +172,10 @@ func (lab *storageLab) compare(ctx context.Context) {
 	}
 }
 
-func (lab *storageLab) closeStore() {
+// closeStore returns the error of Close.
+func (lab *storageLab) closeStore() error {
 	if lab.store == nil {
-		return
+		return nil
 	}
 	err := lab.store.Close()
 	if err != nil && lab.files.failed() == nil && !lab.model.mayBe(err) {
@@ -170,6 +185,7 @@ func (lab *storageLab) closeStore() {
 		lab.model.problem("open after Close: %v", open)
 	}
 	lab.store = nil
+	return err
 }
 
 // end ends the storage's life in one way or another.
@@ -178,29 +194,32 @@ func (lab *storageLab) end() {
 	dead := lab.files.failed() != nil
 	switch n := lab.rng.IntN(10); {
 	case dead && n < 3:
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = lab.files.kill(), endedKilled
 	case dead:
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = lab.files.crash(lab.rng), endedPower
 	case n < 2:
 		files := lab.files.kill()
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = files, endedKilled
 	case n < 6:
 		files := lab.files.crash(lab.rng)
-		lab.closeStore()
+		_ = lab.closeStore()
 		lab.files, lab.how = files, endedPower
 	default:
-		lab.closeStore()
+		failed := lab.closeStore() != nil // Then nothing is promised beyond what was before.
 		lab.how = endedClean
+		if failed && lab.model.mayFail {
+			lab.how = endedKilled
+		}
 		switch {
 		case lab.files.failed() != nil:
 			lab.files, lab.how = lab.files.crash(lab.rng), endedPower // While it was closed.
 		case n < 8:
 			// What Close has returned from is as lasting as can be.
 			lab.files = lab.files.crash(lab.rng)
-			if lab.model.inDoubt() {
+			if lab.model.inDoubt() || failed {
 				lab.how = endedPower
 			}
 		}
@@ -281,7 +300,7 @@ func (lab *storageLab) appender(ctx context.Context, rng *rand.Rand, model *logM
 		}
 		data, made := lab.model.makeBatches(rng, model, id, size.batches(rng), size.bytes, size.alike)
 		acks := AcksStored
-		if rng.IntN(8) == 0 {
+		if rng.IntN(cmp.Or(size.synced, 8)) == 0 {
 			acks = AcksSynced
 		}
 		pending.Add(1)
@@ -393,6 +412,7 @@ type labSize struct {
 	appenders  int
 	producers  int
 	appends    int // of each
+	synced     int // of so many one waits for a sync; 0 for 8
 	bytes      int // of a record's value
 	alike      bool
 	groups     int
@@ -469,7 +489,7 @@ func runLab(ctx context.Context, seed uint64, trace func(string)) (summary strin
 			break
 		}
 	}
-	lab.closeStore()
+	_ = lab.closeStore()
 	if found := lab.model.found(); found != "" {
 		return fmt.Sprintf("%v, %+v:\n%s", policy, size, found)
 	}

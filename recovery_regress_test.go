@@ -448,3 +448,140 @@ func TestGroupsWrittenAnewOutliveTheirDamage(t *testing.T) {
 	}
 	require.NotZero(t, damaged, "the power failure has taken something")
 }
+
+// An index that was made anew before anything was synced had an entry that could not be, and was
+// made anew by whoever used it.
+func TestIndexMadeAnewWithNothingSynced(t *testing.T) {
+	l := openLossLog(t, lossStore(newLossFiles(t), SyncNever), lossConfig())
+	require.NoError(t, appendOne(l, AcksStored).Err)
+	s := l.visible.Load().segments[0]
+	require.NoError(t, l.rebuildIndex(t.Context(), s, errIndexDamaged))
+	_, _, err := s.index.search(func(*indexEntry) bool { return true })
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+}
+
+// What a failed sync has dropped is still there to be read, also by the next process, for which
+// a sync does nothing: recovery took it for synced, and a power failure made a hole of it, with
+// what was acknowledged behind it.
+func TestRecoveryWritesAgainWhatASyncHasDropped(t *testing.T) {
+	put := func(l *diskLog) error {
+		done := make(chan AppendResult, 1)
+		l.Append(appendBatch(nil, &Message{Value: make([]byte, 3000)}), AcksSynced, func(r AppendResult) { done <- r })
+		return (<-done).Err
+	}
+	for _, policy := range []SyncPolicy{SyncAlways, SyncInterval(time.Hour)} {
+		for seed := range uint64(40) {
+			files := newMemFiles(seed)
+			require.NoError(t, files.mkdir("/data"))
+			require.NoError(t, files.syncDir("/"))
+			l := openLossLog(t, lossStore(files, policy), lossConfig())
+			require.NoError(t, put(l))
+			files.setFault(func(op fileOp) fault {
+				return map[string]fault{"sync": {err: syscall.EIO, drop: true}, "truncate": {err: syscall.EROFS}}[op.kind]
+			})
+			require.ErrorIs(t, put(l), ErrStorage)
+			killed := files.kill()
+			_ = l.Close() // All that it does fails.
+			l = openLossLog(t, lossStore(killed, policy), lossConfig())
+			require.NoError(t, put(l))
+			_, end := l.Bounds()
+			require.EqualValues(t, 3, end)
+			after := killed.crash(rand.New(rand.NewPCG(seed, 5)))
+			_ = l.Close() // Likewise.
+			l = openLossLog(t, lossStore(after, policy), lossConfig())
+			_, again := l.Bounds()
+			require.Equal(t, end, again, "%v, seed %d", policy, seed)
+			for at := range end {
+				r, err := l.Read(t.Context(), at, 1)
+				require.NoError(t, err, "%v, seed %d, offset %d", policy, seed, at)
+				r.Release()
+			}
+			require.NoError(t, l.Close())
+		}
+	}
+}
+
+// A batch of which a failed sync has left nobody knowing whether it outlives a power failure was
+// answered as synced when it was sent again after the log had been closed and opened.
+func TestDoubtOutlivesProcess(t *testing.T) {
+	for _, policy := range []SyncPolicy{SyncInterval(time.Hour), SyncNever} {
+		for _, end := range []string{"closed", "killed", "killed, producers lost"} {
+			files := newLossFiles(t)
+			l := openLossLog(t, lossStore(files, policy), lossConfig())
+			first, second := producerBatch(producerFields{1, 0, 0}, 1, 0), producerBatch(producerFields{1, 0, 1}, 1, 1)
+			require.NoError(t, appendNow(l, first, AcksStored).Err)
+			files.setFault(func(op fileOp) fault {
+				if op.kind == "sync" && strings.HasSuffix(op.path, segmentSuffix) {
+					return fault{err: syscall.EIO, drop: true}
+				}
+				return fault{}
+			})
+			require.ErrorIs(t, l.syncAll(), ErrStorage)
+			files.clearFault()
+			require.NoError(t, appendNow(l, second, AcksSynced).Err)
+			require.ErrorIs(t, appendNow(l, first, AcksSynced).Err, ErrStorage)
+			killed := files
+			if end != "closed" {
+				killed = files.kill()
+			}
+			if end == "killed, producers lost" {
+				for _, path := range killed.paths() {
+					if strings.HasSuffix(path, producersSuffix) {
+						killed.put(path, nil)
+					}
+				}
+			}
+			_ = l.Close()
+			l = openLossLog(t, lossStore(killed, policy), lossConfig())
+			require.ErrorIs(t, appendNow(l, first, AcksSynced).Err, ErrStorage, "%v, %s", policy, end)
+			require.True(t, appendNow(l, first, AcksStored).Repeated)
+			r := appendNow(l, second, AcksSynced)
+			require.NoError(t, r.Err)
+			require.True(t, r.Repeated)
+			require.NoError(t, l.Close())
+			// With SyncAlways a batch has to be synced whatever was asked for.
+			l = openLossLog(t, lossStore(killed, SyncAlways), lossConfig())
+			require.ErrorIs(t, appendNow(l, first, AcksStored).Err, ErrStorage)
+			require.NoError(t, l.Close())
+		}
+	}
+}
+
+// Where the log goes on behind a segment in doubt, an index said that had not reached stable
+// storage. The next process relied on it: after a power failure the log ended where the segment in
+// doubt was gone, before what had been acknowledged as synced.
+func TestSyncedBehindDoubtOfAnotherProcess(t *testing.T) {
+	for seed := range uint64(40) {
+		files := newMemFiles(seed)
+		require.NoError(t, files.mkdir("/data"))
+		require.NoError(t, files.syncDir("/"))
+		policy := SyncInterval(time.Hour)
+		l := openLossLog(t, lossStore(files, policy), lossConfig())
+		require.NoError(t, appendOne(l, AcksSynced).Err)
+		files.setFault(func(op fileOp) fault {
+			switch {
+			case op.kind == "sync" && strings.HasSuffix(op.path, indexSuffix):
+				return fault{err: syscall.EIO}
+			case op.kind == "sync" && strings.HasSuffix(op.path, "0"+segmentSuffix):
+				return fault{err: syscall.EIO, drop: true}
+			}
+			return fault{}
+		})
+		require.ErrorIs(t, appendOne(l, AcksSynced).Err, ErrStorage)
+		require.ErrorIs(t, appendOne(l, AcksSynced).Err, ErrStorage)
+		killed := files.kill()
+		_ = l.Close() // All that it does fails.
+		l = openLossLog(t, lossStore(killed, policy), lossConfig())
+		last := appendOne(l, AcksSynced)
+		require.NoError(t, last.Err)
+		after := killed.crash(rand.New(rand.NewPCG(seed, 6)))
+		_ = l.Close() // Likewise.
+		l = openLossLog(t, lossStore(after, policy), lossConfig())
+		r, err := l.Read(t.Context(), last.BaseOffset, 1)
+		require.NoError(t, err, "seed %d", seed)
+		require.NotEmpty(t, r.Batches, "seed %d", seed)
+		r.Release()
+		require.NoError(t, l.Close())
+	}
+}

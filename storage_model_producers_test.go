@@ -130,8 +130,8 @@ func (m *storageModel) survey(l *logModel, log LogReader) {
 // is recognised, one too many is refused, and so is an epoch that has passed.
 func (lab *storageLab) probe() {
 	m := lab.model
-	for key, log := range lab.logs {
-		l := m.log(key)
+	for _, key := range lab.keys() {
+		l, log := m.log(key), lab.logs[key]
 		for _, p := range l.producers {
 			n := len(p.stored)
 			if p.unsure || n == 0 {
@@ -198,13 +198,14 @@ func (lab *storageLab) producing(rng *rand.Rand, l *logModel, log PartitionLog, 
 			return p.batches[n-1]
 		}()
 		switch choice := rng.IntN(10); {
-		case choice < 4 && last != nil:
+		case choice < 4 && last != nil && !p.unsure:
+			// A log that has forgotten a producer takes its first batch for a new one.
 			// One of the last, stored or under way.
 			b := p.batches[max(0, n-1-rng.IntN(producerWindow))]
 			if b.produced.epoch == p.epoch {
 				send(b, true)
 			}
-		case choice == 4 && last != nil && settled:
+		case choice == 4 && last != nil && settled && !p.unsure:
 			beyond := last.produced
 			beyond.sequence = nextSequence(beyond.sequence, int32(last.count)+rng.Int32N(3))
 			r := appendNow(log, producerBatch(beyond, 1, 0), AcksStored)
@@ -244,7 +245,7 @@ func (lab *storageLab) makeGood(l *logModel, log PartitionLog, p *producerModel)
 		if r.Err != nil {
 			return false
 		}
+		p.unsure = false // Where nothing is missing nobody knows yet whether the log knows it.
 	}
-	p.unsure = false
 	return true
 }

@@ -409,10 +409,15 @@ func (m *storageModel) compareLocked(l *logModel, found []loggedBatch, start, en
 			if b.ackedAt.IsZero() || how == endedKilled {
 				b.ackedAt = time.Now()
 			}
-			b.lasts = b.lasts || how != endedKilled || m.policy == SyncAlways
+			// What a failed sync has dropped is still there to be read, by another process,
+			// too: that it is found says nothing, until the power has gone.
+			b.lasts = b.lasts || how == endedPower || how == endedClean && !m.inDoubt() || m.policy == SyncAlways
 			if b.refused && m.laterAckLocked(l, b) {
 				m.problemLocked("%s: %s: batch %d was refused and is there, at %d", l.key, how, b.number, b.offset)
 			}
+			// It was sent again, without an answer, or left by a write or a sync that failed and
+			// not removed in time. Now it is stored: readers and its producer rely on that.
+			b.refused = false
 		case b.lost:
 		case b.offset < 0:
 			// It never was there, and must not come up from now on; or it was, below the start.
