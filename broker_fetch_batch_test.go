@@ -18,8 +18,9 @@ func (p *rawPeer) answerWithBody(id string) batchAnswer {
 	r := p.mustAnswer(id)
 	a := batchAnswer{wireResponse: r}
 	if r.body >= 0 {
-		a.bytes = make([]byte, r.body)
-		require.NoError(p.t, p.in.body(a.bytes))
+		var err error
+		a.bytes, err = p.in.appendBody(make([]byte, r.body), r.body)
+		require.NoError(p.t, err)
 	}
 	return a
 }

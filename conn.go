@@ -73,13 +73,15 @@ type conn struct {
 
 	taken bool // a caller has it to itself; guarded by pool.mu
 
-	mu        sync.Mutex       // guards the following; never held across I/O
-	inflight  map[uint64]*call // by sequence; nil once closed
-	runs      callRuns         // in flight as well
-	abandoned int              // how many of those in flight nobody waits for
-	ping      *call            // the one under way, nil if none
-	doubt     time.Duration    // when a call was last given up on which nothing hinted at an answer, since born
-	timer     *time.Timer      // runs check
+	mu sync.Mutex // guards the following; never held across I/O
+	// inflight is calls by sequence: nil for those that nobody waits for any more, of which
+	// nothing else is kept. The map is nil once the connection is closed.
+	inflight  map[uint64]*call
+	runs      callRuns      // in flight as well
+	abandoned int           // how many of those in flight nobody waits for
+	ping      *call         // the one under way, nil if none
+	doubt     time.Duration // when a call was last given up on which nothing hinted at an answer, since born
+	timer     *time.Timer   // runs check
 	timerAt   time.Time
 	cause     error // why done was closed
 }
@@ -242,12 +244,11 @@ func (c *conn) refusalOf(kind requestType, resp *wireResponse, text string) erro
 // connection nothing could be sent before that, so it is closed.
 func (c *conn) abandon(k *call) {
 	c.mu.Lock()
-	if !k.abandoned && c.inflight[k.sequence] == k {
-		k.abandoned = true
+	if c.inflight[k.sequence] == k {
+		c.inflight[k.sequence] = nil
 		c.abandoned++
 	}
-	silent := time.Since(c.born)-time.Duration(c.lastRead.Load()) >= pingTimeout
-	many := c.abandoned > maxAbandoned && silent || c.abandoned > mostAbandoned
+	many := c.forgottenLocked(time.Since(c.lastSign()))
 	c.mu.Unlock()
 	switch {
 	case c.form == ProtocolV0:
@@ -255,6 +256,22 @@ func (c *conn) abandon(k *call) {
 	case many:
 		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errForgotten})
 	}
+}
+
+// lastSign is when there was a sign of life. That a part of a large frame was taken is one
+// as well.
+func (c *conn) lastSign() time.Time {
+	last := c.born.Add(time.Duration(c.lastRead.Load()))
+	if written := c.out.lastProgress(); written.After(last) {
+		return written
+	}
+	return last
+}
+
+// forgottenLocked tells that more answers are missing, to calls that nobody waits for any
+// more, than are borne after such a silence.
+func (c *conn) forgottenLocked(silence time.Duration) bool {
+	return c.abandoned > maxAbandoned && silence >= pingTimeout || c.abandoned > mostAbandoned
 }
 
 // readLoop gives each answer to its call, and rests while others do.
@@ -391,14 +408,13 @@ func (c *conn) waiting(id []byte) (k *call, run *callRun, i int) {
 		}
 		return nil, run, i
 	}
-	k = c.inflight[sequence]
+	k, known := c.inflight[sequence]
 	delete(c.inflight, sequence)
-	if k != nil && k == c.ping {
-		c.ping = nil
-	}
-	if k != nil && k.abandoned {
+	switch {
+	case known && k == nil:
 		c.abandoned--
-		return nil, nil, 0
+	case known && k == c.ping:
+		c.ping = nil
 	}
 	return k, nil, 0
 }
@@ -412,21 +428,18 @@ func (c *conn) check() {
 		c.mu.Unlock()
 		return
 	}
-	// A large frame that is still being taken is a sign of life as well.
-	last := c.born.Add(time.Duration(c.lastRead.Load()))
-	if written := c.out.lastProgress(); written.After(last) {
-		last = written
-	}
+	last := c.lastSign()
 	late, lateRuns, next := c.expireLocked(now, last)
 	silence := now.Sub(last)
 	waits := c.form == ProtocolV0 && c.inflightLocked() > 0
 	lockStepFailed := waits && c.abandoned > 0
 	dead := c.ping != nil && silence >= pingAfter+pingTimeout
+	forgotten := c.forgottenLocked(silence)
 	ask := c.ping == nil && silence >= pingAfter && !waits
 	var pingID uint64
 	if ask {
 		pingID = c.sequence.Add(1)
-		c.ping = &call{kind: requestClusterInfo, sequence: pingID, deadline: now.Add(time.Hour), done: make(chan struct{}, 1)}
+		c.ping = &call{kind: requestClusterInfo, sequence: pingID, done: make(chan struct{}, 1)}
 		c.inflight[pingID] = c.ping
 		c.turn.begunLocked(false)
 	}
@@ -455,6 +468,8 @@ func (c *conn) check() {
 		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errSilent})
 	case lockStepFailed:
 		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer})
+	case forgotten:
+		c.closeWith(&ConnError{Addr: c.addr, Op: "wait", Err: errForgotten})
 	case ask:
 		frame, err := appendRequest(nil, c.form, c.ids.id(pingID), requestClusterInfo, &clusterInfoRequest{})
 		if err == nil {
@@ -479,12 +494,12 @@ func (c *conn) expireLocked(now, last time.Time) (late []*call, lateRuns []unans
 		doubt(r.sent, r.deadline)
 		c.abandoned += r.left
 	})
-	for _, k := range c.inflight {
+	for sequence, k := range c.inflight {
 		switch {
-		case k.abandoned:
+		case k == nil || k == c.ping: // A ping has its end in silence.
 		case !k.deadline.After(now):
 			doubt(k.sent, k.deadline)
-			k.abandoned = true
+			c.inflight[sequence] = nil
 			c.abandoned++
 			k.err = &ConnError{Addr: c.addr, Op: "wait", Err: errNoAnswer}
 			late = append(late, k)
@@ -514,7 +529,7 @@ func (c *conn) closeWith(cause error) {
 	close(c.done)
 	_ = c.nc.Close() // Nothing depends on how a broken connection closes.
 	for _, k := range calls {
-		if !k.abandoned {
+		if k != nil {
 			k.err = cause
 			k.complete()
 		}

@@ -28,8 +28,7 @@ type call struct {
 	body    []byte       // what came behind the answer's frame
 	err     error        // a *ConnError, when there is no response
 
-	lent      bool // the caller is to read for itself until done gets its token; see readTurn
-	abandoned bool // nobody waits; guarded by conn.mu
+	lent bool // the caller is to read for itself until done gets its token; see readTurn
 }
 
 // complete tells whoever waits for the call.

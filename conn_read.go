@@ -8,10 +8,16 @@ type answerReader struct {
 	in    *frameReader
 	heard func() // called when something has come
 
-	resp wireResponse
-	call *call // whose answer has a body that is to be read, nil if nobody wants it
-	left int   // how long that is; -1: there is none
+	resp    wireResponse
+	call    *call // whose answer has a body that is to be read, nil if nobody wants it
+	left    int   // how long that is; -1: there is none
+	longest int   // of the bodies so far
 }
+
+// bodyAtOnce is how much memory a body is given before any of it has come, unless the
+// connection has brought a longer one before. The rest it is given as it comes: an answer
+// that announces much costs nothing by that.
+const bodyAtOnce = 1 << 20
 
 // bodyError is a failure to read the body of a call's answer.
 type bodyError struct {
@@ -78,10 +84,13 @@ func (a *answerReader) readHalf() error {
 	if k == nil {
 		return a.in.skipBody(size)
 	}
-	k.body = make([]byte, size)
-	if err := a.in.body(k.body); err != nil {
+	room := make([]byte, min(size, max(bodyAtOnce, a.longest)))
+	body, err := a.in.appendBody(room, size)
+	if err != nil {
 		return &bodyError{k, err}
 	}
+	k.body = body
+	a.longest = max(a.longest, size)
 	a.heard()
 	k.complete()
 	return nil

@@ -20,9 +20,10 @@ type callRun struct {
 	hook     func(*call) // told of each call as well; nil: none
 
 	// The following are guarded by conn.mu.
-	done      []bool // those that have their answer, or never will
-	left      int
-	abandoned bool // nobody waits for what is left
+	done []bool // those that have their answer
+	left int
+	// abandoned: nobody waits for what is left, and only first, done and left are set.
+	abandoned bool
 }
 
 // complete tells what became of the i-th call.
@@ -68,7 +69,7 @@ type callRuns struct {
 
 func (l *callRuns) putLocked(r *callRun) {
 	// Runs of several goroutines may come out of order.
-	at, _ := slices.BinarySearchFunc(l.runs, r.first, func(r *callRun, first uint64) int { return cmp.Compare(r.first, first) })
+	at, _ := slices.BinarySearchFunc(l.runs, r.first, (*callRun).compare)
 	l.runs = slices.Insert(l.runs, at, r)
 	l.calls += r.left
 }
@@ -76,37 +77,46 @@ func (l *callRuns) putLocked(r *callRun) {
 // takeLocked takes out the call of a sequence; nil if it is in no run, or was taken before.
 // Answers mostly come in the order of the requests, which the first run begins.
 func (l *callRuns) takeLocked(sequence uint64) (r *callRun, i int) {
-	for at, r := range l.runs {
-		n := sequence - r.first // Huge, if it comes before.
-		if n >= uint64(len(r.done)) {
-			continue
-		}
-		if r.done[n] {
-			return nil, 0
-		}
-		r.done[n] = true
-		r.left--
-		l.calls--
-		if r.left == 0 {
-			l.runs = slices.Delete(l.runs, at, at+1)
-		}
-		return r, int(n)
+	if len(l.runs) == 0 {
+		return nil, 0
 	}
-	return nil, 0
+	at := 0
+	if len(l.runs) > 1 && sequence >= l.runs[1].first {
+		// Of those that begin before it, the last.
+		at, _ = slices.BinarySearchFunc(l.runs, sequence+1, (*callRun).compare)
+		at--
+	}
+	r = l.runs[at]
+	n := sequence - r.first // Huge, if it comes before.
+	if n >= uint64(len(r.done)) || r.done[n] {
+		return nil, 0
+	}
+	r.done[n] = true
+	r.left--
+	l.calls--
+	if r.left == 0 {
+		l.runs = slices.Delete(l.runs, at, at+1)
+	}
+	return r, int(n)
 }
+
+// compare is for searching runs by the sequence of their first call.
+func (r *callRun) compare(first uint64) int { return cmp.Compare(r.first, first) }
 
 // lateLocked returns what is left of the runs whose deadlines have passed, of which nobody
 // waits for answers any more, and the earliest deadline of the others, if it is before next.
 // expired is called for each of those runs.
 func (l *callRuns) lateLocked(now, next time.Time, expired func(*callRun)) ([]unanswered, time.Time) {
 	var late []unanswered
-	for _, r := range l.runs {
+	for at, r := range l.runs {
 		switch {
 		case r.abandoned:
 		case !r.deadline.After(now):
-			r.abandoned = true
 			expired(r)
 			late = append(late, r.leftLocked())
+			// In flight nothing is kept of those who have waited. An answer that is being
+			// handed over has the run itself.
+			l.runs[at] = &callRun{first: r.first, done: r.done, left: r.left, abandoned: true}
 		case r.deadline.Before(next):
 			next = r.deadline
 		}

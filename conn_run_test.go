@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 )
@@ -256,5 +259,94 @@ func TestRunUnread(t *testing.T) {
 			_, err := o.of(t, i)
 			require.True(t, connectionFault(err), "%d: %v", i, err)
 		}
+	})
+}
+
+// TestRunsForgotten has run after run expire, of which no call or few are answered, on a
+// connection that is silent otherwise and on one that is not. It keeps nothing of those who
+// have waited, and is given up before what it remembers is much.
+func TestRunsForgotten(t *testing.T) {
+	for _, silent := range []bool{true, false} {
+		t.Run(fmt.Sprint(silent), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c := runConn(t, func(r *fakeRequest, value string) *fakeAnswer {
+					if !silent && value == "7" {
+						return nil
+					}
+					return r.silence()
+				})
+				const n = 500
+				// Nothing but the pointer stays here.
+				expire := func() weak.Pointer[runOutcomes] {
+					o := postMessages(t.Context(), c, n, time.Second, func(i int) string { return fmt.Sprint(i) })
+					<-o.all
+					return weak.Make(o)
+				}
+				calls, limit := 0, mostAbandoned
+				if silent {
+					limit = int(pingTimeout/time.Second+1) * n
+				}
+				for !c.ended() {
+					require.LessOrEqual(t, calls, limit+2*n)
+					o := expire()
+					calls += n
+					synctest.Wait()
+					runtime.GC()
+					require.Nil(t, o.Value(), "after %d calls", calls)
+					if !silent && !c.ended() {
+						// The other calls of what is left are found in it.
+						require.Equal(t, calls/n*(n-1), c.load())
+					}
+				}
+				require.ErrorIs(t, c.cause, errForgotten)
+				require.Greater(t, calls, maxAbandoned)
+				require.Equal(t, silent, calls <= mostAbandoned)
+			})
+		})
+	}
+}
+
+// TestRunsAnsweredLate has the answers to many runs come in any order, when nobody waits for
+// most of them.
+func TestRunsAnsweredLate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var held [][]byte
+		c := runConn(t, func(r *fakeRequest, value string) *fakeAnswer {
+			if value == "now" {
+				mu.Lock()
+				defer mu.Unlock()
+				a := r.honest()
+				rand.Shuffle(len(held), func(i, j int) { held[i], held[j] = held[j], held[i] })
+				a.frames, held = append(held, a.frames...), nil
+				return a
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, r.honest().frames...)
+			return r.silence()
+		})
+		total := 0
+		for round := range 20 {
+			n := 1 + rand.IntN(40)
+			timeout := time.Duration(1+rand.IntN(3)) * time.Second
+			late := postMessages(t.Context(), c, n, timeout, func(i int) string { return fmt.Sprint(round, "/", i) })
+			if round%3 > 0 {
+				<-late.all
+			}
+			if total += n; round%5 < 4 {
+				continue
+			}
+			now := postMessages(t.Context(), c, 1, time.Minute, func(int) string { return "now" })
+			<-now.all
+			_, err := now.of(t, 0)
+			require.NoError(t, err)
+			<-late.all
+			require.Zero(t, c.load())
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		require.Zero(t, c.abandoned)
+		require.Empty(t, c.runs.runs)
 	})
 }

@@ -27,6 +27,8 @@ import (
 //	async_fault_test.go    brokers that are away, old or die while producers do not wait
 //	async_hostile_test.go  answers to record batches that are damaged or false
 //	async_topic_test.go    topics and leaders that change under producers
+//	async_forget_test.go   topics and brokers that come and go, of which nothing is kept
+//	async_unread_test.go   producers that end while their broker does not read
 //	async_order_test.go    what could have producers store twice, or in another order
 
 // faultTopic is the topic of these tests.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 )
@@ -104,6 +106,47 @@ func TestAbandonedCallsOfBusyBrokerAreBounded(t *testing.T) {
 		sending.Wait()
 		require.NoError(t, c.Ping(t.Context()))
 		require.Equal(t, 2, b.dialed())
+	})
+}
+
+// TestAbandonedCallsKeepNothing gives calls up, by their callers and by their time. The
+// connection waits for their answers on, and keeps nothing else of them.
+func TestAbandonedCallsKeepNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newFakeBroker(t, newFakeLog(faultTopic, 1))
+		b.script = func(r *fakeRequest) *fakeAnswer {
+			if r.kind == requestListTopics {
+				return r.silence()
+			}
+			return nil
+		}
+		c := faultClient(t, b.dial)
+		require.NoError(t, c.Ping(t.Context()))
+		conn := onlyConn(t, c)
+		expire := func() weak.Pointer[call] {
+			over := make(chan struct{})
+			k := &call{notify: func(*call) { close(over) }}
+			require.NoError(t, conn.send(t.Context(), k, outgoingCall{req: &listTopicsRequest{}}, time.Second))
+			<-over
+			require.ErrorIs(t, k.err, errNoAnswer)
+			return weak.Make(k)
+		}
+		giveUp := func() weak.Pointer[call] {
+			k, err := conn.begin(t.Context(), &listTopicsRequest{}, time.Hour)
+			require.NoError(t, err)
+			conn.abandon(k)
+			conn.abandon(k)
+			return weak.Make(k)
+		}
+		for i, k := range []weak.Pointer[call]{expire(), giveUp()} {
+			synctest.Wait()
+			runtime.GC()
+			require.Nil(t, k.Value(), i)
+		}
+		require.Equal(t, 2, conn.load())
+		conn.mu.Lock()
+		require.Equal(t, 2, conn.abandoned)
+		conn.mu.Unlock()
 	})
 }
 

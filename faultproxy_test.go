@@ -384,8 +384,8 @@ func nextWithBody(in *frameReader) (text, body []byte, err error) {
 	if err := checkBody(*envelope.Body, in.limit); err != nil || *envelope.Body < 0 {
 		return text, nil, err
 	}
-	body = make([]byte, *envelope.Body)
-	return text, body, in.body(body)
+	body, err = in.appendBody(make([]byte, *envelope.Body), *envelope.Body)
+	return text, body, err
 }
 
 func (l *proxyLink) writeAfter(d time.Duration, dst *proxySink, pieces [][]byte) bool {

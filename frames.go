@@ -151,14 +151,10 @@ func (f *frameReader) line() ([]byte, error) {
 	}
 }
 
-// body reads the bytes that follow a frame with a body: the line end, exactly one, is
-// behind the frame that next returned last, which is not valid any more.
-func (f *frameReader) body(dst []byte) error {
-	return f.readBody(len(dst), func(from int) []byte { return dst[from:] })
-}
-
-// appendBody is body for n bytes, which go into dst in place of what it holds. It grows as
-// they come: who only announces them gets no memory.
+// appendBody reads the n bytes that follow a frame with a body: the line end, exactly one, is
+// behind the frame that next returned last, which is not valid any more. They go into dst in
+// place of what it holds. Beyond its capacity it grows as they come: who only announces them
+// gets no memory.
 func (f *frameReader) appendBody(dst []byte, n int) ([]byte, error) {
 	dst = dst[:0]
 	err := f.readBody(n, func(from int) []byte {
@@ -173,7 +169,7 @@ func (f *frameReader) appendBody(dst []byte, n int) ([]byte, error) {
 	return dst[:n], nil
 }
 
-// skipBody is body for bytes that nobody wants.
+// skipBody is appendBody for bytes that nobody wants.
 func (f *frameReader) skipBody(n int) error {
 	sink := make([]byte, min(n, writeChunk))
 	return f.readBody(n, func(from int) []byte { return sink[:min(len(sink), n-from)] })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -23,9 +24,19 @@ type metadataCache struct {
 
 	mu      sync.Mutex // guards the following
 	topics  map[string]*topicEntry
+	sweep   int // how many there are when old ones are dropped
 	flights map[string]*metadataFlight
 	closed  bool
 }
+
+// manyTopics is how many topics are remembered however long they were not used. Of more,
+// those are let go of that were not used lately, whenever they are twice as many as were left
+// the last time.
+const manyTopics = 1024
+
+// keptAges is how many times its maximal age an entry is kept. One that is used is looked up
+// again when that is over, so only without brokers it may be as old.
+const keptAges = 10
 
 // topicEntry is what is known of one topic; immutable.
 type topicEntry struct {
@@ -110,6 +121,7 @@ func (m *metadataCache) flightLocked(name string, create bool) (*metadataFlight,
 		switch {
 		case err == nil:
 			m.topics[name] = entry
+			m.sweepLocked()
 		case errors.Is(err, ErrTopicNotFound):
 			delete(m.topics, name)
 		}
@@ -118,6 +130,15 @@ func (m *metadataCache) flightLocked(name string, create bool) (*metadataFlight,
 		close(f.done)
 	})
 	return f, nil
+}
+
+// sweepLocked drops entries that nobody has used for long.
+func (m *metadataCache) sweepLocked() {
+	if len(m.topics) <= manyTopics || len(m.topics) < m.sweep {
+		return
+	}
+	maps.DeleteFunc(m.topics, func(_ string, e *topicEntry) bool { return time.Since(e.fetched)/keptAges > m.maxAge })
+	m.sweep = 2 * max(len(m.topics), manyTopics)
 }
 
 // leaderAddr returns the address to send requests for a partition to, "" if it is

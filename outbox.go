@@ -53,14 +53,18 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		o.mu.Unlock()
 		return nil, err
 	}
-	for now := t.entry.Load(); now != known; now = t.entry.Load() {
+	for t.gone || t.entry.Load() != known {
+		if t.gone {
+			o.latest.CompareAndSwap(t, nil) // Somebody may have found it before it went.
+		}
 		// The application's function is not to be called with the lock.
 		o.mu.Unlock()
-		if partition, err = o.chooseOf(m, now); err != nil {
+		t = o.topic(m.Topic)
+		known = t.entry.Load()
+		if partition, err = o.chooseOf(m, known); err != nil {
 			o.releaseRoom(int64(size) + messageOverhead)
 			return nil, err
 		}
-		known = now
 		o.mu.Lock()
 		if o.closed {
 			o.giveRoomLocked(int64(size) + messageOverhead)
@@ -69,6 +73,7 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 		}
 	}
 	o.armLocked()
+	t.used = h.at
 	if known == nil {
 		o.stageLocked(t, m, e, o.waves.now)
 		o.mu.Unlock()

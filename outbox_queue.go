@@ -7,7 +7,7 @@ import (
 )
 
 func newOutQueue(o *outbox, t *outTopic, partition int32) *outQueue {
-	q := &outQueue{box: o, topic: t, partition: partition}
+	q := &outQueue{box: o, topic: t, partition: partition, epoch: o.epochs}
 	q.routeLocked()
 	return q
 }
@@ -45,6 +45,11 @@ func (q *outQueue) routeLocked() {
 	}
 	q.sender = s
 	s.queues = append(s.queues, q)
+}
+
+// idleLocked tells that nothing is under way or waits.
+func (q *outQueue) idleLocked() bool {
+	return len(q.pending)+len(q.flying)+len(q.again) == 0 && !q.pausing
 }
 
 // of is the partition that the queue is of.

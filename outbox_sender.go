@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"time"
 )
@@ -38,6 +39,8 @@ func (r *outRequest) add(b *outBatch, size int) {
 func (o *outbox) senderLocked(addr string) *outSender {
 	s := o.senders[addr]
 	if s == nil {
+		// Brokers may come at other addresses time and again.
+		maps.DeleteFunc(o.senders, func(_ string, s *outSender) bool { return s.idleLocked() })
 		s = &outSender{box: o, addr: addr}
 		s.linger = time.AfterFunc(time.Hour, s.lingered)
 		s.linger.Stop()

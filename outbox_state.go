@@ -84,8 +84,9 @@ type outbox struct {
 	// became of them.
 	handing goroutines
 
-	topics sync.Map // *outTopic by name
+	topics sync.Map // *outTopic by name; deleted from under mu
 	latest atomic.Pointer[outTopic]
+	known  atomic.Int64 // how many topics there are
 
 	// mu guards the following, and all that topics, queues, batches and senders have but
 	// for what is said to be otherwise.
@@ -101,6 +102,10 @@ type outbox struct {
 	waves    waves
 	expiry   *time.Timer // runs expire; nil while nothing can expire
 	id       int64       // producer ID; 0: none yet
+	// epochs is where new queues begin to count theirs: behind those of queues that were let
+	// go of, which the broker remembers.
+	epochs int16
+	sweep  int64 // how many topics there are when idle ones are let go of
 }
 
 // goroutines are counted, or what they are at. Unlike those of a sync.WaitGroup they may
@@ -178,9 +183,11 @@ type outTopic struct {
 	queues    []*outQueue // by partition; nil for those without messages so far
 	unknown   *outQueue   // of PartitionAny, for brokers that choose
 	staged    []staged
-	wave      int   // that staged messages count for
-	resolving bool  // a goroutine finds out about the partitions
-	last      error // of finding out
+	wave      int           // that staged messages count for
+	resolving bool          // a goroutine finds out about the partitions
+	last      error         // of finding out
+	used      time.Duration // when a message came last, since the outbox was born
+	gone      bool          // the outbox has let go of it, and has another when need be
 }
 
 // staged is a message whose partition cannot be chosen yet.
@@ -283,6 +290,11 @@ type outSender struct {
 	frameLimit int   // 0: not known
 	batches    bool  // it takes batches
 	idempotent bool  // it recognises those that come again
+}
+
+// idleLocked tells that nothing is to be sent to the broker, nor under way.
+func (s *outSender) idleLocked() bool {
+	return len(s.queues) == 0 && !s.driving && !s.waiting && s.requests == 0
 }
 
 // errPlainBroker: the broker does not take batches, and the producer sends by itself.

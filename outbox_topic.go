@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,11 +15,66 @@ func (o *outbox) topic(name string) *outTopic {
 	}
 	v, ok := o.topics.Load(name)
 	if !ok {
-		v, _ = o.topics.LoadOrStore(name, &outTopic{name: name})
+		if v, ok = o.topics.LoadOrStore(name, &outTopic{name: name, used: o.age()}); !ok {
+			o.addedTopic()
+		}
 	}
 	t := v.(*outTopic) //nolint:forcetypeassert // nothing else is in it
 	o.latest.Store(t)
 	return t
+}
+
+// addedTopic counts a topic, and lets go of others that nothing was sent to for so long that
+// what is known of them would be looked up again anyway; see manyTopics.
+func (o *outbox) addedTopic() {
+	n := o.known.Add(1)
+	if n <= manyTopics {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n < o.sweep {
+		return
+	}
+	unused := o.age() - o.cfg.metadataMaxAge
+	leaving := make(map[*outSender]bool)
+	o.topics.Range(func(_, v any) bool {
+		t := v.(*outTopic) //nolint:forcetypeassert // nothing else is in it
+		if t.used < unused && t.idleLocked() {
+			o.dropTopicLocked(t, leaving)
+		}
+		return true
+	})
+	for s := range leaving {
+		s.queues = slices.DeleteFunc(s.queues, func(q *outQueue) bool { return q.topic.gone })
+	}
+	o.sweep = 2 * max(o.known.Load(), manyTopics)
+}
+
+// idleLocked tells that nothing of a topic is under way or waits.
+func (t *outTopic) idleLocked() bool {
+	busy := func(q *outQueue) bool { return !q.idleLocked() }
+	return len(t.staged) == 0 && !t.resolving && !slices.ContainsFunc(t.allLocked(), busy)
+}
+
+// dropTopicLocked lets go of a topic that is idle. Who sends to it next begins anew, and so in
+// an epoch that the broker has not seen. The caller takes its queues from the senders.
+func (o *outbox) dropTopicLocked(t *outTopic, leaving map[*outSender]bool) {
+	t.gone = true
+	o.topics.Delete(t.name)
+	o.latest.CompareAndSwap(t, nil)
+	o.known.Add(-1)
+	for _, q := range t.allLocked() {
+		q.state = queueIdle
+		leaving[q.sender] = true
+		if q.id == 0 || q.id != o.id || q.epoch < o.epochs {
+			continue
+		}
+		if o.epochs = q.epoch + 1; o.epochs < 0 {
+			o.epochs = 0
+			o.dropIDLocked()
+		}
+	}
 }
 
 // stageLocked keeps a message of a wave until the topic's partitions are known.

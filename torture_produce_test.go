@@ -3,6 +3,7 @@ package robust
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -23,6 +24,9 @@ import (
 type produceTorture struct {
 	t        testing.TB
 	messages int // of all producers
+	// plain has the broker know no extension. Then a message may be stored more than once, but
+	// none for the first time before one that was sent before it, unless that has failed.
+	plain bool
 
 	mu     sync.Mutex // guards the following
 	rng    *rand.Rand
@@ -66,6 +70,25 @@ func TestTortureProduce(t *testing.T) {
 		w.run(proxy.dial, nil)
 		w.count("connections", proxy.connections())
 		w.check(faultClient(t, b.Dial))
+	})
+	t.Run("plain", func(t *testing.T) {
+		bubble(t, func(t *testing.T) { // Silence takes its time.
+			w := begin(t)
+			w.plain = true
+			b := faultBroker(t, torturePartitions, WithDataDir(t.TempDir()), WithRetention(0, 0))
+			old := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+				return requests(nil), answers(func(f proxiedFrame) verdict {
+					if f.kind == requestClusterInfo {
+						return f.edited(t, withoutFeatures)
+					}
+					return f.pass()
+				})
+			})
+			proxy := newFaultProxy(t, old.dial, w.plainScript)
+			w.run(proxy.dial, nil)
+			w.count("connections", proxy.connections())
+			w.check(faultClient(t, b.Dial))
+		})
 	})
 	t.Run("kill", func(t *testing.T) {
 		w := begin(t)
@@ -146,10 +169,64 @@ func (w *produceTorture) script(int) (up, down stream) {
 	}
 }
 
+// plainScript is script for a broker that takes messages one by one. Some connections fall
+// silent, for which others have to be found.
+func (w *produceTorture) plainScript(int) (up, down stream) {
+	after := int64(w.int(1 << (1 + w.int(17))))
+	switch w.int(7) {
+	case 0:
+		return cutAfter(after), passAll
+	case 1:
+		return passAll, cutAfter(after)
+	case 2:
+		w.count("connections silent to the broker", 1)
+		return silentAfter(after), passAll
+	case 3:
+		w.count("connections silent to the client", 1)
+		return passAll, silentAfter(after)
+	case 4:
+		return requests(func(f proxiedFrame) verdict {
+			if f.kind == requestProduce && w.int(50) == 0 {
+				w.count("requests twice", 1)
+				return f.twice()
+			}
+			return f.pass()
+		}), cutAfter(after)
+	case 5:
+		return requests(nil), answers(func(f proxiedFrame) verdict {
+			switch w.int(100) {
+			case 0:
+				w.count("answers lost, with what follows", 1)
+				return verdict{then: thenCut}
+			case 1:
+				w.count("answers lost", 1)
+				return f.drop()
+			case 2:
+				w.count("answers twice", 1)
+				return f.twice()
+			case 3:
+				w.count("answers late", 1)
+				return f.delayed(time.Duration(w.int(2000)) * time.Millisecond)
+			case 4:
+				w.count("answers late, others not", 1)
+				return f.late(time.Duration(w.int(20_000)) * time.Millisecond)
+			default:
+				return f.pass()
+			}
+		})
+	default:
+		return dripping(1<<10+after/16, time.Millisecond), cutAfter(after)
+	}
+}
+
 // run has the producers send, while trouble is made until they are done.
 func (w *produceTorture) run(dial dialFunc, trouble func(context.Context)) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Minute)
+	limit := 30 * time.Minute
+	if w.plain {
+		limit = 500 * time.Hour // Of fake time, of which silence takes much.
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
 	defer cancel()
 	troubled, calm := context.WithCancel(ctx)
 	defer calm()
@@ -161,7 +238,11 @@ func (w *produceTorture) run(dial dialFunc, trouble func(context.Context)) {
 	var sending sync.WaitGroup
 	for i := range tortureProducers {
 		w.told[i] = make(map[uint64]tortureReceipt)
-		c := faultClient(w.t, dial, WithDeliveryTimeout(10*time.Minute), WithRequestTimeout(5*time.Second),
+		delivery := 10 * time.Minute
+		if w.plain && i == 0 {
+			delivery = 10 * time.Second // Some of its messages fail.
+		}
+		c := faultClient(w.t, dial, WithDeliveryTimeout(delivery), WithRequestTimeout(5*time.Second),
 			WithCompression(Compression(i%5)), WithMaxBufferedBytes(1<<20))
 		sending.Go(func() {
 			if i%3 == 2 {
@@ -198,14 +279,24 @@ func (w *produceTorture) tell(producer int, n uint64, r Receipt, err error) {
 }
 
 func (w *produceTorture) sendAsync(ctx context.Context, producer int, c *Client) {
-	p, err := c.AsyncProducer(WithBatchSize(1+w.int(200)), WithBatchTimeout(time.Duration(w.int(5))*time.Millisecond))
+	opts := []AsyncOption{WithBatchSize(1 + w.int(200)), WithBatchTimeout(time.Duration(w.int(5)) * time.Millisecond)}
+	if w.plain {
+		// No time passes between messages, which would all be in one batch.
+		opts = append(opts, WithBatchBytes(1<<(10+w.int(5))))
+	}
+	p, err := c.AsyncProducer(opts...)
 	if err != nil {
 		w.t.Error(err)
 		return
 	}
 	for n := range uint64(w.messages / tortureProducers) {
 		err := p.SendFunc(ctx, w.message(producer, n), func(_ *Message, r Receipt, err error) { w.tell(producer, n, r, err) })
-		if err != nil {
+		switch {
+		case err == nil:
+		case w.plain && errors.Is(err, context.DeadlineExceeded):
+			w.count("not taken in time", 1)
+			w.tell(producer, n, Receipt{}, err)
+		default:
 			w.t.Errorf("producer %d: message %d: %v", producer, n, err)
 			return
 		}
@@ -247,7 +338,7 @@ func (w *produceTorture) check(c *Client) {
 	for partition := range int32(torturePartitions) {
 		ends, err := c.listOffsets(t.Context(), faultTopic, []int32{partition}, OffsetNewest)
 		require.NoError(t, err)
-		last := make(map[uint64]uint64) // number behind the last message, by producer
+		in := tortureLog{w: w, partition: partition, last: make(map[uint64]uint64), stored: make([]map[uint64]bool, tortureProducers)}
 		next := int64(0)
 		pc, err := c.PartitionConsumer(faultTopic, partition)
 		require.NoError(t, err)
@@ -255,23 +346,14 @@ func (w *produceTorture) check(c *Client) {
 			require.NoError(t, err)
 			require.Equal(t, next, m.Offset)
 			next++
-			producer, n := binary.BigEndian.Uint64(m.Value), binary.BigEndian.Uint64(m.Value[8:])
-			require.GreaterOrEqual(t, n, last[producer], "%d/%d: message %d of producer %d is stored twice or late", partition, m.Offset, n, producer)
-			last[producer] = n + 1
-			told := w.told[producer][n]
-			if told.err == nil {
-				require.Equal(t, []int64{int64(partition), m.Offset}, []int64{int64(told.receipt.Partition), told.receipt.Offset},
-					"message %d of producer %d", n, producer)
-			} else {
-				w.count("stored without an acknowledgement", 1)
-			}
-			delete(w.told[producer], n)
+			in.add(m)
 			total++
 			if next == ends[partition] {
 				break
 			}
 		}
 		require.NoError(t, pc.Close())
+		in.forgetStored()
 	}
 	for producer, told := range w.told {
 		for n, r := range told {
@@ -282,5 +364,53 @@ func (w *produceTorture) check(c *Client) {
 	w.count("messages stored", total)
 	for _, what := range slices.Sorted(maps.Keys(w.counts)) {
 		t.Logf("%12d %s", w.counts[what], what)
+	}
+}
+
+// tortureLog is what a partition holds, as it is read.
+type tortureLog struct {
+	w         *produceTorture
+	partition int32
+	last      map[uint64]uint64 // number behind the last message, by producer
+	// stored is by producer and number: whether a message is where its acknowledgement says.
+	stored []map[uint64]bool
+}
+
+func (l *tortureLog) add(m *Message) {
+	w, t := l.w, l.w.t
+	producer, n := binary.BigEndian.Uint64(m.Value), binary.BigEndian.Uint64(m.Value[8:])
+	told := w.told[producer][n]
+	there, again := l.stored[producer][n]
+	switch {
+	case again && w.plain:
+		w.count("stored again", 1)
+	case w.plain && told.err != nil && n < l.last[producer]:
+		w.count("stored late, and not acknowledged", 1)
+	default:
+		require.GreaterOrEqual(t, n, l.last[producer], "%d/%d: message %d of producer %d is stored twice or late", l.partition, m.Offset, n, producer)
+		l.last[producer] = n + 1
+	}
+	here := told.receipt.Partition == l.partition && told.receipt.Offset == m.Offset
+	switch {
+	case told.err != nil && !again:
+		w.count("stored without an acknowledgement", 1)
+	case told.err == nil && !w.plain:
+		require.True(t, here, "%d/%d: message %d of producer %d was acknowledged at %d/%d",
+			l.partition, m.Offset, n, producer, told.receipt.Partition, told.receipt.Offset)
+	}
+	if l.stored[producer] == nil {
+		l.stored[producer] = make(map[uint64]bool)
+	}
+	l.stored[producer][n] = there || here || told.err != nil
+}
+
+// forgetStored takes out what is there where it was acknowledged, and what was not acknowledged.
+func (l *tortureLog) forgetStored() {
+	for producer, numbers := range l.stored {
+		for n, there := range numbers {
+			if there {
+				delete(l.w.told[producer], n)
+			}
+		}
 	}
 }
