@@ -85,6 +85,15 @@ func openJournal(ctx context.Context, store *logStore, dir string, topics map[st
 		maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return !topics[key.id] })
 	}
 	j.live = j.measure()
+	doubted, err := l.segmentsDoubted()
+	if err != nil {
+		j.closed = true
+		_ = l.Close() // What was found out tells more.
+		return nil, fmt.Errorf("consumer groups: %w", err)
+	}
+	if j.doubtful = j.doubtful || doubted; j.doubtful {
+		j.compact()
+	}
 	return j, nil
 }
 
@@ -245,6 +254,12 @@ func (j *journal) put(ctx context.Context, kind string, entries ...journalEntry)
 	case <-ctx.Done():
 		return endOf(ctx)
 	}
+	if j.doubtful {
+		// Behind a hole it would not count, unless all is written anew there first.
+		if err := j.rewrite(); err != nil {
+			return err
+		}
+	}
 	if err := j.append(batch, AcksStored); err != nil {
 		return err
 	}
@@ -294,16 +309,24 @@ func (j *journal) measure() (n int64) {
 	return n
 }
 
-// compact writes what counts anew if most of the log does not, or is in doubt; the caller
-// has the token. Whenever it stops, the log still says the same.
+// compact writes what counts anew if most of the log does not, or is in doubt, and removes what
+// is before; the caller has the token. Whenever it stops, the log still says the same.
 func (j *journal) compact() {
-	if !j.doubtful && j.total < journalSlack+4*j.live || time.Now().Before(j.again) {
+	start, _ := j.log.Bounds()
+	stale := j.doubtful || j.total >= journalSlack+4*j.live
+	if !stale && start >= j.whole || time.Now().Before(j.again) {
 		return
 	}
-	err := j.rewrite()
+	var err error
+	if stale {
+		err = j.rewrite()
+	}
+	if err == nil {
+		err = j.log.drop(j.whole)
+	}
 	j.live = j.measure()
 	if err == nil {
-		j.total, j.doubtful = j.live, false
+		j.total = j.live
 		return
 	}
 	j.again = time.Now().Add(journalRetry)
@@ -322,9 +345,10 @@ func (j *journal) restore() {
 	j.compact()
 }
 
+// rewrite appends all that counts anew; the caller has the token.
 func (j *journal) rewrite() error {
 	if err := j.log.exclusive(j.log.roll); err != nil {
-		return err
+		return storageError(err)
 	}
 	_, from := j.log.Bounds()
 	write := func(kind string, e journalEntry) error {
@@ -347,7 +371,8 @@ func (j *journal) rewrite() error {
 	if err := write(journalWhole, journalEntry{From: from}); err != nil {
 		return err
 	}
-	return j.log.drop(from)
+	j.whole, j.doubtful = from, false
+	return nil
 }
 
 func (j *journal) close() error {

@@ -337,6 +337,18 @@ func (l *diskLog) cutUnsyncedLocked() {
 	l.written = &w
 }
 
+// segmentsDoubted tells whether a sync may have failed of what stands before the last segment. The
+// log is one that was just opened: what the last one has was written once more.
+func (l *diskLog) segmentsDoubted() (bool, error) {
+	v := l.visible.Load()
+	for i, s := range v.segments[:max(0, len(v.segments)-1)] {
+		if doubted, err := s.mayBeDoubted(v.next(i)); doubted || err != nil {
+			return doubted, err
+		}
+	}
+	return false, nil
+}
+
 // Close ends the log. What is written is synced, whatever the policy, and the index says
 // so: the next who opens the log need not look for what a crash has left.
 func (l *diskLog) Close() error {

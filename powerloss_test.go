@@ -3,7 +3,6 @@ package robust
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -130,13 +129,6 @@ func (lab *storageLab) start(ctx context.Context) bool {
 		err := lab.openStore(ctx)
 		lab.files.clearFault()
 		if lab.files.failed() == nil {
-			if lab.model.inDoubt() && errors.Is(err, ErrCorrupt) && strings.Contains(err.Error(), "consumer groups") {
-				// A log of groups that has lost some of what a sync has failed to write cannot be
-				// opened, which is an end that says what is wrong.
-				lab.model.note("%v", err)
-				_ = lab.closeStore()
-				return false
-			}
 			if err != nil {
 				lab.model.problem("%s: opening: %v", lab.how, err)
 				_ = lab.closeStore()

@@ -585,3 +585,61 @@ func TestSyncedBehindDoubtOfAnotherProcess(t *testing.T) {
 		require.NoError(t, l.Close())
 	}
 }
+
+// Behind a failed sync no commit is taken until all groups are written anew, be it by the next
+// process: what a power failure leaves of their log would otherwise be damaged.
+func TestGroupsInDoubtAreWrittenAnewFirst(t *testing.T) {
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemFiles(seed)
+			require.NoError(t, m.mkdir("/data"))
+			require.NoError(t, m.syncDir("/"))
+			open := func() *journal {
+				j, err := openJournal(t.Context(), lossStore(m, SyncInterval(time.Hour)), "/data/groups", map[string]bool{"1": true})
+				require.NoError(t, err, "seed %d", seed)
+				return j
+			}
+			j := open()
+			commit := func(offset int64) error {
+				return j.putOffsets(t.Context(), "readers", []StoredOffset{{Topic: "demo", TopicID: "1", Offset: offset}})
+			}
+			for i := range int64(20) {
+				require.NoError(t, commit(1+i))
+			}
+			refuses := func(op fileOp) bool { // A segment to write them to.
+				return op.kind == "open" && strings.HasSuffix(op.path, segmentSuffix) && op.path != segmentPath("/data/groups", 0, segmentSuffix)
+			}
+			m.setFault(func(op fileOp) fault {
+				switch {
+				case op.kind == "sync" && op.path == segmentPath("/data/groups", 0, segmentSuffix):
+					return fault{err: syscall.EIO, drop: true}
+				case refuses(op):
+					return fault{err: syscall.EIO}
+				}
+				return fault{}
+			})
+			require.ErrorIs(t, j.log.syncAll(), ErrStorage)
+			synctest.Wait()
+			want := j.all()
+			require.ErrorIs(t, commit(50), ErrStorage)
+			require.Equal(t, want, j.all())
+			m.clearFault()
+			if seed%2 == 0 {
+				require.NoError(t, commit(51))
+			} else { // The next process has nothing but what stands there.
+				killed := m.kill()
+				_ = j.close() // All that it does fails.
+				m = killed
+				j = open()
+			}
+			want = j.all()
+			require.NoError(t, j.log.syncAll())
+			after := m.crash(rand.New(rand.NewPCG(seed, 9)))
+			_ = j.close() // All that it does fails.
+			m = after
+			j = open()
+			require.Equal(t, want, j.all())
+			require.NoError(t, j.close())
+		})
+	}
+}
