@@ -42,7 +42,7 @@ func withoutFeatures(answer map[string]any) {
 // unreadSends gives a producer more than all buffers on the way to its broker hold, which
 // does not read it. Nobody waits for room.
 func unreadSends(t testing.TB, c *Client, partitions int) (p *AsyncProducer, told *outcomes, n int) {
-	p = faultAsync(t, c, WithMaxBufferedBytes(1<<30))
+	p = faultAsync(t, c, WithMaxBufferedBytes(1<<30), WithDeliveryTimeout(time.Hour))
 	told = new(outcomes)
 	value := strings.Repeat("x", 100<<10)
 	for n = range 30 * partitions {

@@ -297,16 +297,27 @@ func (r *recovery) sync() error {
 			return err
 		}
 		if i == r.at && i > 0 {
-			// One before it may be in doubt, and what its index says of going on here may be in
-			// the system's memory only.
-			l.gap = v.segments[i-1]
-			_ = l.bridge(s, *end) // Else with the next sync.
+			if err := r.bridgeDoubt(v.segments[i-1], s, *end); err != nil {
+				return err
+			}
 		}
 		l.synced = syncPoint{s.header.base, *end}
 		l.note(s, *end, !last)
 		s.complete = !last
 		l.settle(s)
 	}
+	return nil
+}
+
+// bridgeDoubt makes a bridge behind a segment that may be in doubt: that an index has said that the
+// log goes on behind it may be in the system's memory only.
+func (r *recovery) bridgeDoubt(before, s *segment, end indexEntry) error {
+	doubted, err := before.mayBeDoubted(s.header.base)
+	if err != nil || !doubted {
+		return err
+	}
+	r.log.gap = before
+	_ = r.log.bridge(s, end) // Else with the next sync.
 	return nil
 }
 
