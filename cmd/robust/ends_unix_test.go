@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
 	"syscall"
@@ -20,6 +21,11 @@ import (
 // overlook that.
 func TestHangup(t *testing.T) {
 	t.Parallel()
+	// Whoever runs the tests may overlook it, as nohup has it, and a process begins as its parent
+	// is, but for what that listens to.
+	listen := make(chan os.Signal, 1)
+	signal.Notify(listen, syscall.SIGHUP)
+	defer signal.Stop(listen)
 	s := serve(t)
 	require.NoError(t, s.cmd.Process.Signal(syscall.SIGHUP))
 	require.NoError(t, s.cmd.Wait(), s.stderr.String())
