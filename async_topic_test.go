@@ -1,10 +1,13 @@
 package robust
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -180,6 +183,79 @@ func TestAsyncTopicIsMadeAnew(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAsyncKeysStayInOrder has a topic be made anew with fewer partitions while messages with
+// keys are sent. What was on its way to a partition that is gone goes to another, and there no
+// message of the same key that was sent later stands before it: whether the producer learns of
+// it by a refusal or by looking again, with brokers that take batches and with others.
+func TestAsyncKeysStayInOrder(t *testing.T) {
+	for _, with := range []struct {
+		name   string
+		form   Protocol
+		maxAge time.Duration
+	}{
+		{"refused", ProtocolV1, time.Minute},
+		{"looked up", ProtocolV1, time.Millisecond},
+		{"plain", ProtocolV0, time.Minute},
+		{"plain, looked up", ProtocolV0, time.Millisecond},
+	} {
+		t.Run(with.name, func(t *testing.T) {
+			for seed := range uint64(5) {
+				bubble(t, func(t *testing.T) { sendKeysToFewer(t, seed, WithProtocol(with.form), WithMetadataMaxAge(with.maxAge)) })
+			}
+		})
+	}
+}
+
+func sendKeysToFewer(t *testing.T, seed uint64, opts ...Option) {
+	const keys, n = 20, 1500
+	rng := rand.New(rand.NewPCG(seed, 7))
+	b := faultBroker(t, 6)
+	proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+		late := rand.New(rand.NewPCG(seed, 8))
+		return requests(nil), answers(func(f proxiedFrame) verdict { return f.late(time.Duration(late.IntN(4)) * time.Millisecond) })
+	})
+	c := faultClient(t, proxy.dial, append(opts, WithDeliveryTimeout(time.Hour))...)
+	p := faultAsync(t, c, WithBatchSize(5), WithBatchTimeout(time.Millisecond))
+	admin := quietClient(t, b).Admin()
+	var told outcomes
+	for i := range n {
+		m := NewMessageWithKey(faultTopic, fmt.Append(nil, i%keys), fmt.Append(nil, i))
+		require.NoError(t, p.SendFunc(t.Context(), m, told.done))
+		if i%20 == 0 {
+			<-time.After(time.Duration(rng.IntN(2000)) * time.Microsecond)
+		}
+		if i == n/2 {
+			require.NoError(t, admin.DeleteTopic(t.Context(), faultTopic))
+			require.NoError(t, admin.CreateTopic(t.Context(), faultTopic, 2, nil))
+		}
+	}
+	require.NoError(t, p.Flush(t.Context()))
+	require.NoError(t, p.Close())
+	last := make(map[int]int) // by key
+	there := 0
+	for partition := range int32(2) {
+		clear(last)
+		values := stored(t, b, partition)
+		there += len(values)
+		requireOnce(t, values)
+		for offset, v := range values {
+			var i int
+			_, err := fmt.Sscan(v, &i)
+			require.NoError(t, err)
+			before, ok := last[i%keys]
+			require.False(t, ok && before > i, "message %d, at offset %d of partition %d, stands behind %d of the same key", i, offset, partition, before)
+			last[i%keys] = i
+		}
+	}
+	for i := range n {
+		if err := told.of(t, fmt.Sprint(i)).err; err != nil {
+			require.ErrorIs(t, err, ErrTopicNotFound)
+			there++
+		}
+	}
+	require.GreaterOrEqual(t, there, n/2)
 }
 
 // TestAsyncPartitionIsGone has messages that name a partition share a batch with others that
@@ -535,5 +611,55 @@ func TestAsyncSinglesRefused(t *testing.T) {
 				require.ErrorContains(t, err, fmt.Sprintf("no %d.", i))
 			}
 		}
+	})
+}
+
+// TestKeysWaitNoLongerThanNeeded has a message for a partition that is gone wait for another,
+// whose answer does not come and whose sender gives up: once that is over, the first is stored.
+func TestKeysWaitNoLongerThanNeeded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := faultBroker(t, 6)
+		var held atomic.Bool
+		proxy := newFaultProxy(t, b.Dial, func(int) (up, down stream) {
+			return requests(nil), answers(func(f proxiedFrame) verdict {
+				if f.kind == requestProduceBatch && held.CompareAndSwap(true, false) {
+					return f.late(time.Hour)
+				}
+				return f.pass()
+			})
+		})
+		c := faultClient(t, proxy.dial)
+		p, err := c.SyncProducer()
+		require.NoError(t, err)
+		keys := make(map[int32]string) // by partition
+		for i := 0; len(keys) < 6; i++ {
+			r, err := p.Send(t.Context(), NewMessageWithKey(faultTopic, fmt.Append(nil, i), nil))
+			require.NoError(t, err)
+			keys[r.Partition] = fmt.Sprint(i)
+		}
+		admin := quietClient(t, b).Admin()
+		require.NoError(t, admin.DeleteTopic(t.Context(), faultTopic))
+		require.NoError(t, admin.CreateTopic(t.Context(), faultTopic, 1, nil))
+		ctx, giveUp := context.WithCancel(t.Context())
+		held.Store(true)
+		first, second := make(chan error, 1), make(chan error, 1)
+		start := time.Now()
+		go func() {
+			_, err := p.Send(ctx, NewMessageWithKey(faultTopic, []byte(keys[4]), []byte("first")))
+			first <- err
+		}()
+		synctest.Wait()
+		require.False(t, held.Load(), "the answer is held back")
+		go func() {
+			_, err := p.Send(t.Context(), NewMessageWithKey(faultTopic, []byte(keys[5]), []byte("second")))
+			second <- err
+		}()
+		synctest.Wait()
+		giveUp()
+		require.ErrorIs(t, <-first, context.Canceled)
+		require.NoError(t, <-second)
+		require.Less(t, time.Since(start), time.Minute)
+		require.Equal(t, []string{"second"}, stored(t, b, 0))
+		require.NoError(t, p.Close())
 	})
 }

@@ -14,7 +14,7 @@ func newOutbox(c *Client, cfg *config, singles bool, settled func(*outBatch)) *o
 		senders: make(map[string]*outSender), waves: waves{counts: make(map[int]int)},
 	}
 	o.bornAt = o.born.UnixNano()
-	o.senderOf, o.stage, o.forget, o.look = o.senderLocked, o.stageLocked, o.forgetLocked, o.lookAt
+	o.senderOf, o.stage, o.forget, o.resume, o.look = o.senderLocked, o.stageLocked, o.forgetLocked, o.resolveLocked, o.lookAt
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	return o
 }
@@ -75,7 +75,7 @@ func (o *outbox) accept(ctx context.Context, m *Message, h handing) (lent *conn,
 	o.armLocked()
 	t.used = h.at
 	if known == nil {
-		o.stageLocked(t, m, e, o.waves.now)
+		o.stageLocked(t, staged{m.Clone(), e, neverPlaced}, o.waves.now)
 		o.mu.Unlock()
 		return nil, nil
 	}
@@ -314,6 +314,9 @@ func (o *outbox) expire() {
 		}
 		if b := o.expireStagedLocked(t, limit, state, earliest); b != nil {
 			failed = append(failed, b)
+		}
+		if len(t.staged) > 0 {
+			o.resolveLocked(t) // They may have waited for what has expired.
 		}
 		return true
 	})

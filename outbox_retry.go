@@ -84,19 +84,11 @@ func (q *outQueue) anotherWayLocked(b *outBatch, err error) bool {
 	return true
 }
 
-// rerouteLocked has partitions chosen anew, once, for messages whose partition was chosen
-// by what is out of date. It tells whether there are any; the others stay in the batch.
+// rerouteLocked has partitions chosen anew for messages whose partition was chosen by what is
+// out of date. It tells whether there are any; the others stay in the batch.
 func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
-	chosen := func(i int) bool { return b.entries[i].anywhere && !b.entries[i].moved }
 	source, failed := b.source()
-	if failed != nil || q.partition == PartitionAny {
-		return false
-	}
-	some := false
-	for i := range b.entries {
-		some = some || b.wanted(i) && chosen(i)
-	}
-	if !some {
+	if failed != nil || q.partition == PartitionAny || !b.isMovableLocked() {
 		return false
 	}
 	if q.firstLocked(b) {
@@ -109,11 +101,11 @@ func (q *outQueue) rerouteLocked(b *outBatch, err error) bool {
 		if more, err := records.next(&m); err != nil || !more {
 			break // It is of our own making.
 		}
-		if b.wanted(i) && chosen(i) {
+		if b.wanted(i) && b.entries[i].movable() {
 			e := b.entries[i]
-			e.moved = true
+			e.moves++
 			m.Topic, m.Partition = q.topic.name, PartitionAny
-			q.box.stage(q.topic, &m, e, b.wave)
+			q.box.stage(q.topic, staged{m.Clone(), e, b.number + int64(i)}, b.wave)
 			b.entries[i].to = nil
 		}
 	}

@@ -131,6 +131,11 @@ func (o *outbox) handLocked(done []*outBatch) {
 		o.mu.Unlock()
 		return
 	}
+	for _, b := range done {
+		if b.queue != nil && len(b.queue.topic.staged) > 0 {
+			o.resume(b.queue.topic) // What is staged may have waited for it.
+		}
+	}
 	o.handing.begin()
 	defer o.handing.ended()
 	o.mu.Unlock()

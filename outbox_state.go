@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,9 +49,16 @@ type entry struct {
 	tag  int32         // the receiver's own
 	// timestamp is what it is stored with.
 	timestamp int64
-	anywhere  bool // its partition was to be chosen,
-	moved     bool // and has been a second time
+	anywhere  bool  // its partition was to be chosen,
+	moves     uint8 // and how often it has been anew
 }
+
+// maxMoves is how often a partition is chosen anew for a message: what is known of a topic
+// that was just made anew may be what was asked before.
+const maxMoves = 3
+
+// movable tells whether a partition may be chosen anew for the message.
+func (e *entry) movable() bool { return e.anywhere && e.moves < maxMoves }
 
 // outbox is what a producer has been given and has not heard of yet. Messages are
 // encoded when they are accepted, into the last batch of their partition; senders, one
@@ -72,8 +80,9 @@ type outbox struct {
 	unread func() string
 	// What later files do. All but look are called with mu, look without.
 	senderOf func(addr string) *outSender
-	stage    func(t *outTopic, m *Message, e entry, wave int)
+	stage    func(t *outTopic, w staged, wave int)
 	forget   func(t *outTopic)
+	resume   func(t *outTopic)
 	look     func(q *outQueue)
 
 	ctx    context.Context //nolint:containedctx // ends with the outbox
@@ -183,6 +192,7 @@ type outTopic struct {
 	queues    []*outQueue // by partition; nil for those without messages so far
 	unknown   *outQueue   // of PartitionAny, for brokers that choose
 	staged    []staged
+	mixed     bool          // among them are some that have come back, not in their place yet
 	wave      int           // that staged messages count for
 	resolving bool          // a goroutine finds out about the partitions
 	last      error         // of finding out
@@ -194,7 +204,11 @@ type outTopic struct {
 type staged struct {
 	m *Message // a copy
 	e entry
+	// number is the place in the queue that it has come back from; neverPlaced for none.
+	number int64
 }
+
+const neverPlaced = math.MaxInt64
 
 // outQueue is what waits for one partition, in order, and what is under way to it. All
 // of it is guarded by outbox.mu, but for a batch that is under way: what is encoded in it
@@ -407,6 +421,16 @@ func (b *outBatch) wanted(i int) bool {
 func (b *outBatch) isWantedLocked() bool {
 	for i := range b.entries {
 		if b.wanted(i) {
+			return true
+		}
+	}
+	return false
+}
+
+// isMovableLocked tells whether for any of it a partition may be chosen anew.
+func (b *outBatch) isMovableLocked() bool {
+	for i := range b.entries {
+		if b.entries[i].movable() && b.wanted(i) {
 			return true
 		}
 	}

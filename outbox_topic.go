@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,7 @@ func (o *outbox) dropTopicLocked(t *outTopic, leaving map[*outSender]bool) {
 }
 
 // stageLocked keeps a message of a wave until the topic's partitions are known.
-func (o *outbox) stageLocked(t *outTopic, m *Message, e entry, wave int) {
+func (o *outbox) stageLocked(t *outTopic, w staged, wave int) {
 	switch {
 	case len(t.staged) == 0:
 		t.wave = wave
@@ -88,7 +89,8 @@ func (o *outbox) stageLocked(t *outTopic, m *Message, e entry, wave int) {
 		o.endWaveLocked(t.wave)
 		t.wave = wave
 	}
-	t.staged = append(t.staged, staged{m.Clone(), e})
+	t.staged = append(t.staged, w)
+	t.mixed = t.mixed || w.number != neverPlaced
 	o.resolveLocked(t)
 }
 
@@ -100,15 +102,46 @@ func (o *outbox) resolveLocked(t *outTopic) {
 	}
 }
 
+// sortStagedLocked has what came back from a partition that is gone stand where it was handed
+// over: before what was since.
+func (t *outTopic) sortStagedLocked() {
+	if !t.mixed {
+		return
+	}
+	t.mixed = false
+	slices.SortStableFunc(t.staged, func(a, b staged) int {
+		return cmp.Or(cmp.Compare(a.e.at, b.e.at), cmp.Compare(a.number, b.number))
+	})
+}
+
+// awaitsLocked tells that messages may yet come back from partitions that a topic of so many
+// does not have. What has been handed over since is not to be placed before them: with the same
+// key it would overtake them.
+func (t *outTopic) awaitsLocked(partitions int32) bool {
+	for _, q := range t.queues[min(int(partitions), len(t.queues)):] {
+		if q == nil {
+			continue
+		}
+		for _, list := range [][]*outBatch{q.flying, q.again, q.pending} {
+			if slices.ContainsFunc(list, (*outBatch).isMovableLocked) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // resolve finds out about a topic's partitions and places what is staged. It ends when
-// nothing is staged.
+// nothing is staged, or when that has to wait for what is on its way to partitions that are
+// gone: handLocked has it begin again.
 func (o *outbox) resolve(t *outTopic) {
 	for {
 		entry, err := o.lookUp(t)
 		o.mu.Lock()
-		if len(t.staged) == 0 {
+		awaits := err == nil && t.awaitsLocked(entry.partitions)
+		if len(t.staged) == 0 || awaits {
 			t.resolving = false
-			if err == nil {
+			if err == nil && !awaits {
 				t.entry.Store(entry)
 			}
 			idle := o.rerouteLocked(t)
@@ -178,6 +211,11 @@ func (o *outbox) lookUp(t *outTopic) (*topicEntry, error) {
 func (o *outbox) place(t *outTopic, known *topicEntry, missing error) {
 	for {
 		o.mu.Lock()
+		if known != nil && t.awaitsLocked(known.partitions) {
+			o.mu.Unlock()
+			return
+		}
+		t.sortStagedLocked()
 		waiting := t.staged
 		t.staged = nil
 		if len(waiting) == 0 {
@@ -268,8 +306,18 @@ func (o *outbox) refresh(t *outTopic, known *topicEntry, now time.Duration) {
 	}
 	// What is old is returned at once, and asked for beside that.
 	entry, err := o.client.metadata.topic(o.ctx, t.name, true, patience{limit: time.Nanosecond})
-	if err == nil && entry != known {
-		t.entry.CompareAndSwap(known, entry)
+	if err != nil || entry == known {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case t.entry.Load() != known:
+	case t.awaitsLocked(entry.partitions):
+		t.entry.Store(nil) // Messages are staged until it does not.
+		o.resolveLocked(t)
+	default:
+		t.entry.Store(entry)
 	}
 }
 
@@ -299,6 +347,7 @@ func (o *outbox) unstageLocked(t *outTopic, why func() error) *outBatch {
 
 // expireStagedLocked takes out what was staged before limit; nil if nothing was.
 func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state string, left func(*entry)) *outBatch {
+	t.sortStagedLocked()
 	n := 0
 	for n < len(t.staged) && t.staged[n].e.at <= limit {
 		n++
