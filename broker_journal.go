@@ -1,6 +1,7 @@
 package robust
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,11 +100,13 @@ func openJournal(ctx context.Context, store *logStore, dir string, topics map[st
 
 // read brings back what the log has. What is damaged is of no account if all that counts was
 // written anew behind it: where the disk kept that from being finished, what is out of date and
-// in doubt is still there.
+// in doubt is still there. Else, if a failed sync has lost it, groups are what they were before it,
+// all of them: what stands behind it may be a part of what was to be written anew.
 func (j *journal) read(ctx context.Context) error {
-	at, end := j.log.Bounds()
-	var damaged *CorruptError // the last
-	for at < end {
+	start, end := j.log.Bounds()
+	var first, damaged *CorruptError // damaged is the last
+	lost := true                     // by failed syncs
+	for at := start; at < end; {
 		var c *CorruptError
 		err := j.readFrom(ctx, at, end)
 		if err == nil {
@@ -112,18 +115,28 @@ func (j *journal) read(ctx context.Context) error {
 		if !errors.As(err, &c) || c.To <= at {
 			return err
 		}
-		damaged, at = c, c.To
+		doubted, err := j.log.segmentDoubted(c.From)
+		if err != nil {
+			return err
+		}
+		lost = lost && doubted
+		first, damaged, at = cmp.Or(first, c), c, c.To
 	}
-	if damaged == nil {
+	whole := j.whole
+	switch {
+	case damaged == nil:
 		return nil
-	}
-	if j.whole < damaged.To {
+	case whole >= damaged.To:
+		j.log.store.warn.warn("consumer groups were damaged before they were written anew; nothing is lost", "", "error", damaged)
+	case lost:
+		j.log.store.warn.warn("consumer groups are older than they were: a failed sync has lost what came last", "", "error", first)
+		whole, end = start, first.From
+	default:
 		return damaged
 	}
-	j.log.store.warn.warn("consumer groups were damaged before they were written anew; nothing is lost", "", "error", damaged)
 	clear(j.groups)
-	j.total, j.doubtful = 0, true
-	return j.readFrom(ctx, j.whole, end)
+	j.total, j.whole, j.doubtful = 0, -1, true
+	return j.readFrom(ctx, whole, end)
 }
 
 // readFrom is read for the offsets from one to another.

@@ -349,6 +349,13 @@ func (l *diskLog) segmentsDoubted() (bool, error) {
 	return false, nil
 }
 
+// segmentDoubted tells whether a sync may have failed of the segment that an offset is in.
+func (l *diskLog) segmentDoubted(offset int64) (bool, error) {
+	v := l.visible.Load()
+	i := v.find(offset)
+	return v.segments[i].mayBeDoubted(v.next(i))
+}
+
 // Close ends the log. What is written is synced, whatever the policy, and the index says
 // so: the next who opens the log need not look for what a crash has left.
 func (l *diskLog) Close() error {

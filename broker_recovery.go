@@ -296,6 +296,8 @@ func (r *recovery) sync() error {
 		if err := l.syncSegment(s); err != nil {
 			return err
 		}
+		// What a failed sync has lost of it does not come back: only what is left is certain.
+		s.doubted = i == r.at && r.doubted
 		if i == r.at && i > 0 {
 			if err := r.bridgeDoubt(v.segments[i-1], s, *end); err != nil {
 				return err
@@ -324,9 +326,10 @@ func (r *recovery) bridgeDoubt(before, s *segment, end indexEntry) error {
 // writeAgain writes what a segment has behind the frontier once more, before it is synced. A sync
 // that has failed may have left a process before this one with bytes that can be read and are not
 // on the disk, and that the system takes for written, so that a sync alone would say that they
-// last. With SyncNever it would be a whole segment, of which mostly nothing was promised.
+// last. With SyncNever it would be a whole segment, of which mostly nothing was promised: that is
+// done only in a log whose owner wants to hear of doubts.
 func (r *recovery) writeAgain(s *segment, i int, end int64) error {
-	if r.log.store.policy == SyncNever && !r.doubted || s == r.lost {
+	if r.log.store.policy == SyncNever && !r.doubted && r.log.events.doubted == nil || s == r.lost {
 		return nil
 	}
 	from, offset := int64(0), s.header.base
