@@ -24,6 +24,8 @@ func requireFewTopics(t testing.TB, p *AsyncProducer) {
 	require.LessOrEqual(t, topics, 2*manyTopics+1)
 	require.LessOrEqual(t, queues, 2*manyTopics+1)
 	require.Equal(t, p.box.known.Load(), int64(topics))
+	require.Equal(t, queues, p.box.queues)
+	require.LessOrEqual(t, len(p.box.free), queues)
 	p.client.metadata.mu.Lock()
 	defer p.client.metadata.mu.Unlock()
 	require.LessOrEqual(t, len(p.client.metadata.topics), 2*manyTopics+1)

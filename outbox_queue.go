@@ -7,6 +7,7 @@ import (
 )
 
 func newOutQueue(o *outbox, t *outTopic, partition int32) *outQueue {
+	o.queues++
 	q := &outQueue{box: o, topic: t, partition: partition, epoch: o.epochs}
 	q.routeLocked()
 	return q

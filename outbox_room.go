@@ -116,7 +116,7 @@ func (o *outbox) release(b *outBatch, room int64) {
 	o.giveRoomLocked(room)
 	o.endWaveLocked(b.wave)
 	// An answer may come before the writer has noticed that it has written all.
-	if len(o.free) < keptBatches && b.reusable && (b.conn == nil || b.conn.out.passed(b.end)) {
+	if len(o.free) < max(keptBatches, o.queues) && b.reusable && (b.conn == nil || b.conn.out.passed(b.end)) {
 		b.reset()
 		if room := b.build.room(); o.kept+room <= keptBytes {
 			o.free = append(o.free, b)

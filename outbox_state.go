@@ -26,8 +26,8 @@ const (
 	maxRequestBytes = 1 << 20
 	// maxRequestParts is how many batches go into one request.
 	maxRequestParts = 1000
-	// keptBatches is how many batches wait to be filled again, and keptBytes the memory that
-	// they have: a producer that has come to rest keeps as much.
+	// keptBatches is how many batches wait to be filled again, or one for each partition, and
+	// keptBytes the memory that they have: a producer that has come to rest keeps as much.
 	keptBatches = 16
 	keptBytes   = 32 << 20
 )
@@ -101,6 +101,7 @@ type outbox struct {
 	// for what is said to be otherwise.
 	mu       sync.Mutex
 	senders  map[string]*outSender
+	queues   int // of all topics
 	free     []*outBatch
 	kept     int   // the memory of free
 	used     int64 // bytes of what is accepted and not released

@@ -66,6 +66,7 @@ func (o *outbox) dropTopicLocked(t *outTopic, leaving map[*outSender]bool) {
 	o.latest.CompareAndSwap(t, nil)
 	o.known.Add(-1)
 	for _, q := range t.allLocked() {
+		o.queues--
 		q.state = queueIdle
 		leaving[q.sender] = true
 		if q.id == 0 || q.id != o.id || q.epoch < o.epochs {
