@@ -161,7 +161,8 @@ func (c *brokerConfig) parseTopicConfig(config map[string]string) (topicConfig, 
 			low, high = 1, int64(c.maxFrameBytes/2)
 			t.maxMessage = int(v)
 		default:
-			return t, fmt.Errorf("%w: topic config %q is not known", ErrInvalidConfig, shorten(key))
+			return t, fmt.Errorf("%w: topic config %q is not known: want %s, %s, %s or %s", ErrInvalidConfig, shorten(key),
+				configRetentionHours, configRetentionBytes, configSegmentBytes, configMaxMessage)
 		}
 		if err != nil || v < low || v > high {
 			return t, fmt.Errorf("%w: topic config %s=%q: want a whole number from %d to %d", ErrInvalidConfig, key, shorten(value), low, high)

@@ -2,6 +2,7 @@ package robust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -277,7 +278,7 @@ func (c *sharedConfig) limits() []limit {
 func (c *config) validate() error {
 	return checkLimits(append(c.limits(), []limit{
 		{"WithBrokers", len(c.brokers) > 0, c.brokers, "at least one address"},
-		{"WithBrokers", addressesValid(c.brokers), c.brokers, "addresses of the form host:port"},
+		{"WithBrokers", addressesValid(c.brokers), fmt.Sprintf("%q", c.brokers), "addresses of the form host:port"},
 		{"WithClientID", c.clientID != "" && len(c.clientID) <= 249, c.clientID, "1 to 249 bytes"},
 		{"WithDialer", c.dial != nil, "nil", "a function"},
 		wait("WithConnectionTimeout", c.connectionTimeout, 1),
@@ -318,7 +319,12 @@ func (c *config) validate() error {
 
 func addressesValid(addrs []string) bool {
 	for _, a := range addrs {
-		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
+		_, port, err := net.SplitHostPort(a)
+		if err != nil || port == "" {
+			return false
+		}
+		// A port may have a name, too.
+		if n, err := strconv.Atoi(port); errors.Is(err, strconv.ErrRange) || err == nil && (n < 1 || n > math.MaxUint16) {
 			return false
 		}
 	}

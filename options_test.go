@@ -17,8 +17,13 @@ func TestOptionLimits(t *testing.T) {
 		want string
 	}{
 		{WithBrokers(), "WithBrokers([])"},
-		{WithBrokers("a:1", "nonsense"), "WithBrokers([a:1 nonsense])"},
-		{WithBrokers("host:"), "WithBrokers([host:])"},
+		{WithBrokers("a:1", "nonsense"), `WithBrokers(["a:1" "nonsense"])`},
+		{WithBrokers(""), `WithBrokers([""])`},
+		{WithBrokers("host:"), `WithBrokers(["host:"])`},
+		{WithBrokers("host:0"), `WithBrokers(["host:0"])`},
+		{WithBrokers("host:65536"), `WithBrokers(["host:65536"])`},
+		{WithBrokers("host:-1"), `WithBrokers(["host:-1"])`},
+		{WithBrokers("host:99999999999999999999"), `WithBrokers(["host:99999999999999999999"])`},
 		{WithClientID(""), "WithClientID()"},
 		{WithDialer(nil), "WithDialer(nil)"},
 		{WithConnectionTimeout(0), "WithConnectionTimeout(0s)"},
