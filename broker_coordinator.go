@@ -162,9 +162,9 @@ func (h *hostedGroup) goLocked() {
 	}
 }
 
-// setTopics has every group know the topics as they are now.
-func (c *coordinator) setTopics(topics topicTable) {
-	differ := c.topics.Load().differences(topics)
+// setTopics has every group know the topics as they are now. Those that are named may be
+// others than when it was last called; it is called by one after the other.
+func (c *coordinator) setTopics(topics topicTable, differ ...string) {
 	c.topics.Store(&topics)
 	c.mu.Lock()
 	groups := make([]*hostedGroup, 0, len(c.groups))
@@ -173,6 +173,20 @@ func (c *coordinator) setTopics(topics topicTable) {
 	}
 	c.mu.Unlock()
 	for _, h := range groups {
+		h.setTopics(topics, differ)
+	}
+}
+
+// setTopics has a group know the topics. It is cheap for the many that have nothing to do
+// with those that differ.
+func (h *hostedGroup) setTopics(topics topicTable, differ []string) {
+	h.mu.Lock()
+	concerned := !h.gone && h.group.concerned(topics, differ)
+	if !h.gone && !concerned {
+		h.group.topics = topics
+	}
+	h.mu.Unlock()
+	if concerned {
 		h.do(func(g *group, now time.Time) { g.topicsDiffer(now, topics, differ) })
 	}
 }
@@ -378,7 +392,8 @@ func (c *coordinator) remove(ctx context.Context, h *hostedGroup, f func(g *grou
 	if err := c.storage.DeleteGroup(ctx, id); err != nil {
 		h.mu.Lock()
 		h.gone, h.timerAt = false, time.Time{}
-		h.version++ // The storage may have forgotten a part.
+		h.version++                                         // The storage may have forgotten a part.
+		h.group.topicsChanged(time.Now(), *c.topics.Load()) // Of what has changed meanwhile it was not told.
 		h.settleLocked()
 		h.mu.Unlock()
 		return fmt.Errorf("remove group %s: %w", shorten(id), err)
@@ -527,7 +542,7 @@ func (c *coordinator) commit(ctx context.Context, h *hostedGroup, req *commitOff
 			}
 		}
 		for i, o := range offsets {
-			stored := StoredOffset{o.Topic, g.topics[o.Topic].id, o.Partition, o.Offset, o.Metadata}
+			stored := StoredOffset{o.Topic, g.topics.get(o.Topic).id, o.Partition, o.Offset, o.Metadata}
 			end := int64(math.MaxInt64)
 			if l := logs[i]; l.topicID == stored.TopicID {
 				stored.Offset, end = min(o.Offset, l.common), l.end

@@ -54,11 +54,12 @@ type group struct {
 	slots      map[TopicPartition]*slot
 	baseline   map[string]int32 // partitions that a topic had when it was first subscribed to
 	offsets    map[TopicPartition]StoredOffset
-	gathering  time.Time                  // when the first assignment of an empty group is made; zero: none is due
-	computing  *computation               // nil unless a member's assignor is at work
-	matched    map[string]map[string]bool // topics by pattern
-	computeBy  time.Time                  // when the group waits for that no longer; zero: it does not
-	assignor   string                     // in effect
+	gathering  time.Time                // when the first assignment of an empty group is made; zero: none is due
+	computing  *computation             // nil unless a member's assignor is at work
+	wanted     map[string]bool          // topics that members subscribe to, there or not
+	patterns   map[string]*groupPattern // that members subscribe to
+	computeBy  time.Time                // when the group waits for that no longer; zero: it does not
+	assignor   string                   // in effect
 
 	next time.Time // when tick has something to do; zero: never
 
@@ -67,20 +68,18 @@ type group struct {
 	notes   []string            // things to be logged; likewise
 }
 
-// topicTable are the broker's topics.
-type topicTable map[string]topicShape
-
-type topicShape struct {
-	id         string
-	partitions int32
-}
-
 // slot is one partition of a topic that the group subscribes to.
 type slot struct {
 	target   string // member that is to read it; "": none
 	owner    string // member that may be reading it; "": none
 	epoch    int64  // of the owner's grant
 	revokeBy time.Time
+}
+
+// groupPattern is a pattern and the topics that match it.
+type groupPattern struct {
+	*regexp.Regexp
+	topics map[string]bool
 }
 
 // member is one consumer.
@@ -120,7 +119,8 @@ func newGroup(id string, topics topicTable) *group {
 		slots:     make(map[TopicPartition]*slot),
 		baseline:  make(map[string]int32),
 		offsets:   make(map[TopicPartition]StoredOffset),
-		matched:   make(map[string]map[string]bool),
+		wanted:    make(map[string]bool),
+		patterns:  make(map[string]*groupPattern),
 		woken:     make(map[string]struct{}),
 	}
 }
@@ -191,51 +191,44 @@ func (g *group) grant(s *slot, m *member) {
 	g.changed = true
 }
 
-// subscribed tells whether any member wants a topic.
+// subscribed tells whether any member wants a topic, which may be a new one.
 func (g *group) subscribed(topic string) bool {
-	for _, m := range g.members {
-		if slices.Contains(m.subscription, topic) || g.matches(m, topic) {
+	if g.wanted[topic] {
+		return true
+	}
+	for _, p := range g.patterns {
+		if p.MatchString(topic) {
 			return true
 		}
 	}
 	return false
 }
 
-// matches tells whether a topic matches a pattern of the member's. What was found out
-// once is remembered: names are many, and patterns may be slow.
-func (g *group) matches(m *member, topic string) bool {
-	for _, p := range m.patterns {
-		found := g.matched[p.String()]
-		if found == nil {
-			found = make(map[string]bool)
-			g.matched[p.String()] = found
-		}
-		match, known := found[topic]
-		if !known {
-			match = p.MatchString(topic)
-			found[topic] = match
-		}
-		if match {
-			return true
-		}
-	}
-	return false
-}
-
-// forgetMatches drops what is remembered of patterns and topics that are gone.
-func (g *group) forgetMatches() {
+// resolvePatterns finds out what the members' patterns come to. Each is held to all topics
+// once, then to those that appear: names are many, and patterns may be slow.
+func (g *group) resolvePatterns() {
 	used := make(map[string]bool)
 	for _, m := range g.members {
-		for _, p := range m.patterns {
-			used[p.String()] = true
+		for _, re := range m.patterns {
+			used[re.String()] = true
+			if g.patterns[re.String()] == nil {
+				p := &groupPattern{re, make(map[string]bool)}
+				g.patterns[re.String()] = p
+				for topic := range g.topics.all() {
+					p.look(topic, true)
+				}
+			}
 		}
 	}
-	for pattern, found := range g.matched {
-		if !used[pattern] {
-			delete(g.matched, pattern)
-		} else if len(found) > 2*len(g.topics) {
-			clear(found)
-		}
+	maps.DeleteFunc(g.patterns, func(pattern string, _ *groupPattern) bool { return !used[pattern] })
+}
+
+// look finds out whether a topic matches, unless it is gone.
+func (p *groupPattern) look(topic string, there bool) {
+	if there && p.MatchString(topic) {
+		p.topics[topic] = true
+	} else {
+		delete(p.topics, topic)
 	}
 }
 
@@ -257,16 +250,16 @@ func (g *group) rebalance(now time.Time, joined bool) {
 
 // resolve finds out the partitions of all topics that members subscribe to.
 func (g *group) resolve(joined bool) {
-	wanted := make(map[string]bool)
-	g.forgetMatches()
+	g.resolvePatterns()
+	g.wanted = make(map[string]bool)
 	for _, m := range g.members {
 		g.resolveTopics(m)
 		for _, t := range m.topics {
-			wanted[t] = true
+			g.wanted[t] = true
 		}
 	}
-	for t := range wanted {
-		n := g.topics[t].partitions
+	for t := range g.wanted {
+		n := g.topics.get(t).partitions
 		if _, known := g.baseline[t]; !known {
 			g.baseline[t] = 0
 			if joined {
@@ -279,15 +272,12 @@ func (g *group) resolve(joined bool) {
 			}
 		}
 	}
-	maps.DeleteFunc(g.baseline, func(topic string, _ int32) bool {
-		_, there := g.topics[topic]
-		return !there && !wanted[topic]
-	})
+	maps.DeleteFunc(g.baseline, func(topic string, _ int32) bool { return !g.wanted[topic] && !g.topics.has(topic) })
 	for tp, s := range g.slots {
-		if !wanted[tp.Topic] {
+		if !g.wanted[tp.Topic] {
 			s.target = ""
 		}
-		if !wanted[tp.Topic] && s.owner == "" || tp.Partition >= g.topics[tp.Topic].partitions {
+		if !g.wanted[tp.Topic] && s.owner == "" || tp.Partition >= g.topics.get(tp.Topic).partitions {
 			delete(g.slots, tp)
 		}
 	}
@@ -301,11 +291,9 @@ func (g *group) resolveTopics(m *member) {
 			m.topics = append(m.topics, t)
 		}
 	}
-	if len(m.patterns) > 0 {
-		for t := range g.topics {
-			if g.matches(m, t) {
-				m.topics = append(m.topics, t)
-			}
+	for _, p := range m.patterns {
+		for t := range g.patterns[p.String()].topics {
+			m.topics = append(m.topics, t)
 		}
 	}
 	slices.Sort(m.topics)
@@ -360,7 +348,7 @@ func (g *group) input() assignInput {
 	for _, m := range g.members {
 		in.members = append(in.members, assignMember{id: m.id, rank: cmp.Or(m.instance, m.id), topics: m.topics})
 		for _, t := range m.topics {
-			if topic, ok := g.topics[t]; ok {
+			if topic, ok := g.topics.find(t); ok {
 				in.partitions[t] = topic.partitions
 			}
 		}
@@ -548,7 +536,7 @@ func (g *group) checkTarget(t *computedTarget) (map[TopicPartition]string, error
 			for _, p := range partitions {
 				tp := TopicPartition{topic, p}
 				switch {
-				case g.slots[tp] == nil || p >= g.topics[topic].partitions:
+				case g.slots[tp] == nil || p >= g.topics.get(topic).partitions:
 					return nil, fmt.Errorf("there is no partition %s/%d", shorten(topic), p)
 				case !slices.Contains(m.topics, topic):
 					return nil, fmt.Errorf("member %s does not subscribe to %s", shorten(id), topic)

@@ -36,14 +36,18 @@ const (
 // episode of that seed.
 func TestGroupModel(t *testing.T) {
 	total, seed := modelNumber(t, "ROBUST_MODEL_EVENTS", modelEvents), uint64(modelNumber(t, "ROBUST_MODEL_SEED", 1))
+	unconcerned := 0
 	for events := 0; events < total; seed++ {
 		m := runModel(seed, modelEpisode)
 		events += m.events
+		unconcerned += m.unconcerned
 		if m.failure != "" {
 			m = shorterModel(m)
 			require.Fail(t, m.failure, "seed %d, %d events:\n%s", m.seed, m.events, m.history())
 		}
 	}
+	t.Logf("%d changes of topics were nothing to the group", unconcerned)
+	require.Positive(t, unconcerned+max(0, modelEvents-total), "what is nothing to a group was not looked at")
 }
 
 func modelNumber(t *testing.T, variable string, otherwise int) int {
@@ -109,6 +113,8 @@ type model struct {
 	lost     map[int64]string // epochs of grants that were taken from their owners, and why
 	topics   int              // ever made
 
+	unconcerned int // changes of topics that were nothing to the group
+
 	storing *StoredOffset // of a commit that was accepted and not answered
 	stored  map[TopicPartition]StoredOffset
 
@@ -168,7 +174,7 @@ func newModel(seed uint64, limit int) *model {
 	for _, name := range []string{"a", "b", "p1"} {
 		if m.chance(80) {
 			m.topics++
-			topics[name] = topicShape{fmt.Sprint(name, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))}
+			topics = topics.with(name, topicShape{fmt.Sprint(name, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))})
 		}
 	}
 	m.g = newGroup("g", topics)
@@ -759,7 +765,7 @@ func (m *model) heardFrom(id string, err error) {
 func (m *model) serveCommit(p *packet) {
 	tp, id := p.tp, p.from.id
 	m.event(cause{kind: causeCommit, member: id}, func(g *group) {
-		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics[tp.Topic].id, Partition: tp.Partition, Offset: p.offset}
+		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics.get(tp.Topic).id, Partition: tp.Partition, Offset: p.offset}
 		_, err := g.member(id)
 		keep, owned := g.mayCommit(id, p.epoch, o, math.MaxInt64)
 		if err == nil && !owned {
@@ -780,7 +786,7 @@ func (m *model) commitFreely() {
 		return
 	}
 	m.event(cause{kind: causeCommit}, func(g *group) {
-		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics[tp.Topic].id, Partition: tp.Partition, Offset: int64(m.rng.IntN(20))}
+		o := StoredOffset{Topic: tp.Topic, TopicID: g.topics.get(tp.Topic).id, Partition: tp.Partition, Offset: int64(m.rng.IntN(20))}
 		g.seen(m.now, tp)
 		m.note("commit of nobody %v offset=%d", tp, o.Offset)
 		m.heardReader(tp)
@@ -824,17 +830,21 @@ func (m *model) reset() {
 	if !ok || m.storing != nil || len(m.g.members) > 0 {
 		return
 	}
-	m.storing = &StoredOffset{Topic: tp.Topic, TopicID: m.g.topics[tp.Topic].id, Partition: tp.Partition, Offset: int64(m.rng.IntN(20)), Metadata: "free"}
+	m.storing = &StoredOffset{Topic: tp.Topic, TopicID: m.g.topics.get(tp.Topic).id, Partition: tp.Partition, Offset: int64(m.rng.IntN(20)), Metadata: "free"}
 	m.store()
 }
 
 func (m *model) somePartition() (TopicPartition, bool) {
-	names := slices.Sorted(maps.Keys(m.g.topics))
+	var names []string
+	for name := range m.g.topics.all() {
+		names = append(names, name)
+	}
+	slices.Sort(names)
 	if len(names) == 0 {
 		return TopicPartition{}, false
 	}
 	name := names[m.rng.IntN(len(names))]
-	return TopicPartition{name, m.rng.Int32N(m.g.topics[name].partitions)}, true
+	return TopicPartition{name, m.rng.Int32N(m.g.topics.get(name).partitions)}, true
 }
 
 // fetch is a sign of life of members that send no heartbeats.
@@ -1023,33 +1033,42 @@ func (m *model) advance(d time.Duration) {
 
 func (m *model) setTopics(topics topicTable, format string, args ...any) {
 	m.note(format, args...)
-	m.event(cause{kind: causeTopics}, func(g *group) { g.topicsChanged(m.now, topics) })
+	m.event(cause{kind: causeTopics}, func(g *group) {
+		concerned := g.concerned(topics, g.topics.differences(topics))
+		generation, slots, baseline, offsets := g.generation, len(g.slots), maps.Clone(g.baseline), maps.Clone(g.offsets)
+		g.topicsChanged(m.now, topics)
+		if concerned {
+			return
+		}
+		m.unconcerned++
+		if g.changed || len(g.woken) > 0 || g.generation != generation || len(g.slots) != slots ||
+			!maps.Equal(g.baseline, baseline) || !maps.Equal(g.offsets, offsets) {
+			m.fail("topics: the group is not concerned, and has changed")
+		}
+	})
 }
 
 func (m *model) makeTopic() {
 	name := []string{"a", "b", "p1", "p2"}[m.rng.IntN(4)]
-	if _, ok := m.g.topics[name]; ok {
+	if m.g.topics.has(name) {
 		return
 	}
 	m.topics++
-	topics := maps.Clone(m.g.topics)
-	topics[name] = topicShape{fmt.Sprint(name, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))}
-	m.setTopics(topics, "topic %s is made: %v", name, topics[name])
+	shape := topicShape{fmt.Sprint(name, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))}
+	m.setTopics(m.g.topics.with(name, shape), "topic %s is made: %v", name, shape)
 }
 
 func (m *model) growTopic() {
-	if tp, ok := m.somePartition(); ok && m.g.topics[tp.Topic].partitions < modelPartition {
-		topics := maps.Clone(m.g.topics)
-		topics[tp.Topic] = topicShape{topics[tp.Topic].id, topics[tp.Topic].partitions + 1}
-		m.setTopics(topics, "topic %s grows: %v", tp.Topic, topics[tp.Topic])
+	if tp, ok := m.somePartition(); ok && m.g.topics.get(tp.Topic).partitions < modelPartition {
+		shape := m.g.topics.get(tp.Topic)
+		shape.partitions++
+		m.setTopics(m.g.topics.with(tp.Topic, shape), "topic %s grows: %v", tp.Topic, shape)
 	}
 }
 
 func (m *model) deleteTopic() {
 	if tp, ok := m.somePartition(); ok {
-		topics := maps.Clone(m.g.topics)
-		delete(topics, tp.Topic)
-		m.setTopics(topics, "topic %s is deleted", tp.Topic)
+		m.setTopics(m.g.topics.without(tp.Topic), "topic %s is deleted", tp.Topic)
 	}
 }
 
@@ -1057,9 +1076,8 @@ func (m *model) deleteTopic() {
 func (m *model) remakeTopic() {
 	if tp, ok := m.somePartition(); ok {
 		m.topics++
-		topics := maps.Clone(m.g.topics)
-		topics[tp.Topic] = topicShape{fmt.Sprint(tp.Topic, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))}
-		m.setTopics(topics, "topic %s is made anew: %v", tp.Topic, topics[tp.Topic])
+		shape := topicShape{fmt.Sprint(tp.Topic, "#", m.topics), int32(1 + m.rng.IntN(modelPartition))}
+		m.setTopics(m.g.topics.with(tp.Topic, shape), "topic %s is made anew: %v", tp.Topic, shape)
 	}
 }
 
@@ -1241,7 +1259,7 @@ func (m *model) checkRelease(c cause, tp TopicPartition, before slot, owner memb
 	}
 	replaced := c.kind == causeJoin && c.instance != "" && c.member != id && owner.instance == c.instance
 	switch {
-	case m.g.topics[tp.Topic].id != m.was.topics[tp.Topic].id:
+	case m.g.topics.get(tp.Topic).id != m.was.topics.get(tp.Topic).id:
 		lose("topic deleted")
 	case replaced:
 		lose("replaced")
@@ -1317,7 +1335,7 @@ func (m *model) checkCommit(p *packet, err error) {
 // member, or the topic is gone.
 func (m *model) checkOffsets(c cause) {
 	for tp, before := range m.was.offsets {
-		if m.g.topics[tp.Topic].id != before.TopicID || c.back != nil && *c.back == tp {
+		if m.g.topics.get(tp.Topic).id != before.TopicID || c.back != nil && *c.back == tp {
 			continue
 		}
 		if now, ok := m.g.offsets[tp]; (!ok || now.Offset < before.Offset) && m.stored[tp].Metadata != "free" {
@@ -1325,7 +1343,7 @@ func (m *model) checkOffsets(c cause) {
 		}
 	}
 	for tp, o := range m.g.offsets {
-		if o.TopicID != m.g.topics[tp.Topic].id {
+		if o.TopicID != m.g.topics.get(tp.Topic).id {
 			m.fail("offset: of %v is one of topic %s, which is gone", tp, o.TopicID)
 		}
 	}
@@ -1348,8 +1366,20 @@ func (m *model) checkTargets() {
 	if !m.settled() {
 		return
 	}
-	for name, topic := range g.topics {
-		if !g.subscribed(name) {
+	for name, topic := range g.topics.all() {
+		wanted := false
+		for _, b := range g.members {
+			wanted = wanted || b.wantsByModel(name)
+		}
+		if wanted != g.subscribed(name) {
+			m.fail("subscription: to %s: %v, the group takes it for %v", name, wanted, !wanted)
+		}
+		for _, p := range g.patterns {
+			if p.topics[name] != p.MatchString(name) {
+				m.fail("subscription: %s matches %s: %v, the group takes it for %v", name, p, p.MatchString(name), p.topics[name])
+			}
+		}
+		if !wanted {
 			continue
 		}
 		for p := range topic.partitions {

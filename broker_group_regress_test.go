@@ -235,7 +235,7 @@ type regressGroup struct {
 }
 
 func newRegressGroup(partitions int32) *regressGroup {
-	return &regressGroup{newGroup("g", topicTable{faultTopic: {"id", partitions}}), time.Unix(0, 0), make(map[string]int64)}
+	return &regressGroup{newGroup("g", topicTable{}.with(faultTopic, topicShape{"id", partitions})), time.Unix(0, 0), make(map[string]int64)}
 }
 
 func (g *regressGroup) join(t testing.TB, id string) {
@@ -484,5 +484,44 @@ func TestGroupHoldsOneHeartbeat(t *testing.T) {
 		require.Equal(t, began, time.Now())
 		p.mustAnswer("2")
 		require.Equal(t, 10*time.Second, time.Since(began))
+	})
+}
+
+// slowDeletion is a storage that cannot delete a group, and says so when it is let.
+type slowDeletion struct {
+	Storage
+	begun, end chan struct{}
+}
+
+func (s *slowDeletion) DeleteGroup(context.Context, string) error {
+	close(s.begun)
+	<-s.end
+	return errDisk
+}
+
+// A group that could not be removed was not told what became of topics meanwhile: it went on
+// with offsets of one that was deleted and made anew.
+func TestGroupThatStaysKnowsTheTopics(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := &slowDeletion{NewMemoryStorage(), make(chan struct{}), make(chan struct{})}
+		b := faultBroker(t, 1, WithStorage(s))
+		ctx := t.Context()
+		_, err := b.service.commitOffset(ctx, &commitOffsetRequest{GroupID: "g", Topic: faultTopic, Offset: 7})
+		require.NoError(t, err)
+		removed := make(chan error, 1)
+		groups := b.service.groups
+		h := groups.all()[0]
+		go func() { removed <- groups.remove(ctx, h, func(*group) error { return nil }) }()
+		<-s.begun
+		require.NoError(t, b.service.topics.remove(ctx, faultTopic))
+		require.NoError(t, b.service.topics.create(ctx, faultTopic, 2, nil))
+		require.NoError(t, b.service.topics.create(ctx, "other", 1, nil))
+		close(s.end)
+		require.ErrorIs(t, <-removed, errDisk)
+		h.do(func(g *group, _ time.Time) {
+			require.Empty(t, g.offsets)
+			require.Equal(t, *groups.topics.Load(), g.topics)
+			require.True(t, g.topics.has("other"))
+		})
 	})
 }

@@ -66,7 +66,7 @@ func (g *group) capture() *groupState {
 		})
 	}
 	for tp, s := range g.slots {
-		state.Slots = append(state.Slots, slotState{tp.Topic, g.topics[tp.Topic].id, tp.Partition, s.target, s.owner, s.epoch})
+		state.Slots = append(state.Slots, slotState{tp.Topic, g.topics.get(tp.Topic).id, tp.Partition, s.target, s.owner, s.epoch})
 	}
 	return state
 }
@@ -78,7 +78,9 @@ func (s *groupState) encode() ([]byte, error) { return json.Marshal(s) }
 func restoreGroup(now time.Time, kept StoredGroup, topics topicTable) (*group, error) {
 	g := newGroup(kept.ID, topics)
 	for _, o := range kept.Offsets {
-		g.committed(o)
+		if o.Partition < topics.get(o.Topic).partitions {
+			g.committed(o)
+		}
 	}
 	if len(kept.State) == 0 {
 		return g, nil
@@ -115,9 +117,10 @@ func restoreGroup(now time.Time, kept StoredGroup, topics topicTable) (*group, e
 		g.due(g.fenced[id])
 	}
 	for _, s := range state.Slots {
-		if g.topics[s.Topic].id != s.TopicID {
-			delete(g.baseline, s.Topic) // Made anew while nobody looked.
-		} else {
+		switch topic, there := g.topics.find(s.Topic); {
+		case !there || topic.id != s.TopicID:
+			delete(g.baseline, s.Topic) // Deleted, and perhaps made anew, while nobody looked.
+		case s.Partition >= 0 && s.Partition < topic.partitions:
 			g.slots[TopicPartition{s.Topic, s.Partition}] = &slot{target: s.Target, owner: s.Owner, epoch: s.Epoch}
 		}
 	}

@@ -83,7 +83,7 @@ func openJournal(ctx context.Context, store *logStore, dir string, topics map[st
 		return nil, fmt.Errorf("consumer groups: %w", err)
 	}
 	for _, g := range j.groups {
-		maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return !topics[key.id] })
+		maps.DeleteFunc(g.offsets, func(id string, _ map[int32]StoredOffset) bool { return !topics[id] })
 	}
 	j.live = j.measure()
 	doubted, err := l.segmentsDoubted()
@@ -196,13 +196,13 @@ func (j *journal) apply(kind string, e *journalEntry) error {
 	case journalOffsets:
 		g := j.groupLocked(e.Group)
 		for _, o := range e.Offsets {
-			g.offsets[memoryKey{o.TopicID, o.Partition}] = o
+			g.put(o)
 		}
 	case journalDelete:
 		delete(j.groups, e.Group)
 	case journalTopic:
 		for _, g := range j.groups {
-			maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return key.id == e.TopicID })
+			delete(g.offsets, e.TopicID)
 		}
 	case journalWhole:
 		j.whole = e.From
@@ -216,7 +216,7 @@ func (j *journal) apply(kind string, e *journalEntry) error {
 func (j *journal) groupLocked(id string) *memoryGroup {
 	g := j.groups[id]
 	if g == nil {
-		g = &memoryGroup{offsets: make(map[memoryKey]StoredOffset)}
+		g = newMemoryGroup()
 		j.groups[id] = g
 	}
 	return g
@@ -227,7 +227,7 @@ func (j *journal) all() []StoredGroup {
 	defer j.mu.Unlock()
 	var groups []StoredGroup
 	for id, g := range j.groups {
-		groups = append(groups, StoredGroup{ID: id, State: slices.Clone(g.state), Offsets: slices.Collect(maps.Values(g.offsets))})
+		groups = append(groups, StoredGroup{ID: id, State: slices.Clone(g.state), Offsets: g.all()})
 	}
 	return groups
 }
@@ -315,7 +315,7 @@ func (j *journal) measure() (n int64) {
 	defer j.mu.Unlock()
 	for id, g := range j.groups {
 		n += int64(len(id)) + int64(len(g.state))*4/3 + batchHeaderSize
-		for _, o := range g.offsets {
+		for _, o := range g.all() {
 			n += int64(len(o.Topic)+len(o.TopicID)+len(o.Metadata)) + 80
 		}
 	}

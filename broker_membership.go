@@ -3,6 +3,7 @@ package robust
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"regexp"
 	"slices"
@@ -236,7 +237,7 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 		}
 		grant := partitionGrant{
 			Topic: tp.Topic, Partition: tp.Partition, Epoch: s.epoch, Offset: offsetNone,
-			Appeared: tp.Partition >= g.baseline[tp.Topic], TopicID: g.topics[tp.Topic].id,
+			Appeared: tp.Partition >= g.baseline[tp.Topic], TopicID: g.topics.get(tp.Topic).id,
 		}
 		resp.Grants = append(resp.Grants, grant)
 	}
@@ -248,7 +249,7 @@ func (g *group) syncAnswer(m *member) *syncGroupResponse {
 		resp.Assignment[grant.Topic] = append(resp.Assignment[grant.Topic], grant.Partition)
 	}
 	for _, t := range m.subscription {
-		if _, ok := g.topics[t]; !ok && !isPattern(t) {
+		if !isPattern(t) && !g.topics.has(t) {
 			resp.Missing = append(resp.Missing, t)
 		}
 	}
@@ -319,9 +320,9 @@ func (g *group) mayCommit(id string, epoch int64, o StoredOffset, end int64) (ke
 	return !ok || before.Offset > end || o.Offset > before.Offset || o.Offset == before.Offset && o.Metadata != before.Metadata, true
 }
 
-// committed takes over what was kept, unless the topic is another by now.
+// committed takes over what was kept, unless the topic is gone or another by now.
 func (g *group) committed(o StoredOffset) {
-	if g.topics[o.Topic].id == o.TopicID {
+	if topic, there := g.topics.find(o.Topic); there && topic.id == o.TopicID {
 		g.offsets[TopicPartition{o.Topic, o.Partition}] = o
 	}
 }
@@ -331,68 +332,103 @@ func (g *group) topicsChanged(now time.Time, topics topicTable) {
 	g.topicsDiffer(now, topics, g.topics.differences(topics))
 }
 
-// dropTopic forgets a topic that was deleted, and perhaps made anew: nobody can read it
-// any more, nor give it up. It tells whether there was anything to forget.
-func (g *group) dropTopic(name string) (dropped bool) {
-	delete(g.baseline, name)
-	for tp, s := range g.slots {
-		if tp.Topic != name {
-			continue
-		}
-		if s.owner != "" {
-			g.wake(s.owner)
-		}
-		delete(g.slots, tp)
-		dropped = true
-	}
-	return dropped
-}
-
-// differences returns the names of topics that are not the same in both tables.
-func (t topicTable) differences(o topicTable) map[string]bool {
-	differ := make(map[string]bool)
-	for name, was := range t {
-		if o[name] != was {
-			differ[name] = true
-		}
-	}
-	for name := range o {
-		if _, ok := t[name]; !ok {
-			differ[name] = true
-		}
-	}
-	return differ
-}
-
 // topicsDiffer is topicsChanged for who knows which topics may be others than before.
-func (g *group) topicsDiffer(now time.Time, topics topicTable, differ map[string]bool) {
+func (g *group) topicsDiffer(now time.Time, topics topicTable, differ []string) {
 	old := g.topics
 	g.topics = topics
-	for tp, o := range g.offsets {
-		if differ[tp.Topic] && topics[tp.Topic].id != o.TopicID {
-			delete(g.offsets, tp)
-		}
-	}
 	touched := false
-	for name := range differ {
-		was, is := old[name], topics[name]
+	appeared := make(map[string]bool) // topics that were not there, or are not any more
+	for _, name := range differ {
+		was, is := old.get(name), topics.get(name)
 		if is == was {
 			continue
 		}
 		touched = g.subscribed(name) || touched
 		if was.id != "" && is.id != was.id {
-			touched = g.dropTopic(name) || touched
+			touched = g.dropTopic(name, was.partitions) || touched
+		}
+		for _, p := range g.patterns {
+			p.look(name, topics.has(name))
+		}
+		if (was.id == "") != (is.id == "") && g.wanted[name] {
+			appeared[name] = true
 		}
 	}
-	for _, m := range g.members {
-		for _, t := range m.subscription {
-			if differ[t] && (old[t].id == "") != (topics[t].id == "") {
+	if len(appeared) > 0 {
+		for _, m := range g.members {
+			if slices.ContainsFunc(m.subscription, func(t string) bool { return appeared[t] }) {
 				g.wake(m.id) // It was told what is missing.
 			}
 		}
 	}
 	if touched {
 		g.rebalance(now, false)
+	}
+}
+
+// concerned tells whether it is anything to the group that these topics change. If it is
+// not, topicsDiffer would do no more than take over the table.
+func (g *group) concerned(topics topicTable, differ []string) bool {
+	return slices.ContainsFunc(differ, func(name string) bool {
+		was, is := g.topics.get(name), topics.get(name)
+		if is == was {
+			return false
+		}
+		if was.id != "" && is.id != was.id {
+			if _, known := g.baseline[name]; known || g.has(name, was.partitions) {
+				return true
+			}
+		}
+		return g.subscribed(name)
+	})
+}
+
+// has tells whether there is anything of a topic of so many partitions.
+func (g *group) has(topic string, partitions int32) bool {
+	for range partitionsOf(g.slots, topic, partitions) {
+		return true
+	}
+	for range partitionsOf(g.offsets, topic, partitions) {
+		return true
+	}
+	return false
+}
+
+// dropTopic forgets a topic that was deleted, and perhaps made anew: nobody can read it
+// any more, nor give it up. It tells whether anybody was to read it.
+func (g *group) dropTopic(name string, partitions int32) (dropped bool) {
+	delete(g.baseline, name)
+	for tp, s := range partitionsOf(g.slots, name, partitions) {
+		if s.owner != "" {
+			g.wake(s.owner)
+		}
+		delete(g.slots, tp)
+		dropped = true
+	}
+	for tp := range partitionsOf(g.offsets, name, partitions) {
+		delete(g.offsets, tp)
+	}
+	return dropped
+}
+
+// partitionsOf is what m has of a topic of so many partitions. It goes over the partitions
+// or over m, whichever are fewer; m may lose what is at hand.
+func partitionsOf[V any](m map[TopicPartition]V, topic string, partitions int32) iter.Seq2[TopicPartition, V] {
+	return func(yield func(TopicPartition, V) bool) {
+		if len(m) < int(partitions) {
+			for tp, v := range m {
+				if tp.Topic == topic && !yield(tp, v) {
+					return
+				}
+			}
+			return
+		}
+		for p := range partitions {
+			tp := TopicPartition{topic, p}
+			if v, there := m[tp]; there && !yield(tp, v) {
+				return
+			}
+		}
 	}
 }
 

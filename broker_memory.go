@@ -16,7 +16,7 @@ import (
 // broker after another with [WithStorage], it outlives them.
 func NewMemoryStorage() Storage {
 	return &memoryStorage{
-		topics: make(map[string]StoredTopic), logs: make(map[memoryKey]*memoryLog),
+		topics: make(map[string]StoredTopic), logs: make(map[string]map[int32]*memoryLog),
 		groups: make(map[string]*memoryGroup),
 		id:     BrokerIdentity{ClusterID: uuid.NewString(), NodeID: uuid.NewString()},
 	}
@@ -27,20 +27,34 @@ type memoryStorage struct {
 
 	mu     sync.Mutex // guards the following
 	topics map[string]StoredTopic
-	logs   map[memoryKey]*memoryLog
+	logs   map[string]map[int32]*memoryLog // by topic ID and partition
 	groups map[string]*memoryGroup
 }
 
-// memoryGroup is what is kept of a group; offsets by topic ID and partition.
+// memoryGroup is what is kept of a group.
 type memoryGroup struct {
 	state   []byte
-	offsets map[memoryKey]StoredOffset
+	offsets map[string]map[int32]StoredOffset // by topic ID and partition
 }
 
-// memoryKey names a log; id is the topic's.
-type memoryKey struct {
-	id        string
-	partition int32
+func newMemoryGroup() *memoryGroup {
+	return &memoryGroup{offsets: make(map[string]map[int32]StoredOffset)}
+}
+
+func (g *memoryGroup) put(o StoredOffset) {
+	if g.offsets[o.TopicID] == nil {
+		g.offsets[o.TopicID] = make(map[int32]StoredOffset)
+	}
+	g.offsets[o.TopicID][o.Partition] = o
+}
+
+// all returns the offsets.
+func (g *memoryGroup) all() []StoredOffset {
+	var offsets []StoredOffset
+	for _, ofTopic := range g.offsets {
+		offsets = slices.AppendSeq(offsets, maps.Values(ofTopic))
+	}
+	return offsets
 }
 
 func (s *memoryStorage) Identity(context.Context) (BrokerIdentity, error) { return s.id, nil }
@@ -64,9 +78,9 @@ func (s *memoryStorage) DeleteTopic(_ context.Context, name string) error {
 	defer s.mu.Unlock()
 	id := s.topics[name].ID
 	delete(s.topics, name)
-	maps.DeleteFunc(s.logs, func(key memoryKey, _ *memoryLog) bool { return key.id == id })
+	delete(s.logs, id)
 	for _, g := range s.groups {
-		maps.DeleteFunc(g.offsets, func(key memoryKey, _ StoredOffset) bool { return key.id == id })
+		delete(g.offsets, id)
 	}
 	return nil
 }
@@ -76,7 +90,7 @@ func (s *memoryStorage) Groups(context.Context) ([]StoredGroup, error) {
 	defer s.mu.Unlock()
 	var groups []StoredGroup
 	for id, g := range s.groups {
-		groups = append(groups, StoredGroup{ID: id, State: g.state, Offsets: slices.Collect(maps.Values(g.offsets))})
+		groups = append(groups, StoredGroup{ID: id, State: g.state, Offsets: g.all()})
 	}
 	return groups, nil
 }
@@ -85,7 +99,7 @@ func (s *memoryStorage) Groups(context.Context) ([]StoredGroup, error) {
 func (s *memoryStorage) groupLocked(id string) *memoryGroup {
 	g := s.groups[id]
 	if g == nil {
-		g = &memoryGroup{offsets: make(map[memoryKey]StoredOffset)}
+		g = newMemoryGroup()
 		s.groups[id] = g
 	}
 	return g
@@ -103,7 +117,7 @@ func (s *memoryStorage) PutOffsets(_ context.Context, id string, offsets []Store
 	defer s.mu.Unlock()
 	g := s.groupLocked(id)
 	for _, o := range offsets {
-		g.offsets[memoryKey{o.TopicID, o.Partition}] = o
+		g.put(o)
 	}
 	return nil
 }
@@ -118,11 +132,13 @@ func (s *memoryStorage) DeleteGroup(_ context.Context, id string) error {
 func (s *memoryStorage) OpenPartition(_ context.Context, t StoredTopic, partition int32, c LogConfig, advanced func()) (PartitionLog, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := memoryKey{t.ID, partition}
-	l := s.logs[key]
+	if s.logs[t.ID] == nil {
+		s.logs[t.ID] = make(map[int32]*memoryLog)
+	}
+	l := s.logs[t.ID][partition]
 	if l == nil {
 		l = &memoryLog{}
-		s.logs[key] = l
+		s.logs[t.ID][partition] = l
 	}
 	l.open(c, advanced)
 	return l, nil

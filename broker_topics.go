@@ -21,11 +21,14 @@ const opensAtOnce = 4
 type topicSet struct {
 	config  *brokerConfig
 	storage Storage
-	changed func(topicTable) // called when there are other topics or partitions
+	// changed is called when topics are others than before, with their names: by one after
+	// the other, in the order of the changes.
+	changed func(topics topicTable, names ...string)
 
 	// changing holds a token while a topic is created, altered or deleted, which
 	// may wait for the storage. A channel, so that a caller can stop waiting.
 	changing chan struct{}
+	table    topicTable // what changed was last told; owned by whoever changes topics
 
 	mu     sync.RWMutex // guards the following; not held while the storage works
 	topics map[string]*topic
@@ -40,7 +43,7 @@ type topic struct {
 	turn       *atomic.Uint32 // round robin of messages without key
 }
 
-func newTopicSet(config *brokerConfig, storage Storage, changed func(topicTable)) *topicSet {
+func newTopicSet(config *brokerConfig, storage Storage, changed func(topicTable, ...string)) *topicSet {
 	return &topicSet{
 		config: config, storage: storage, changed: changed,
 		changing: make(chan struct{}, 1),
@@ -67,7 +70,10 @@ func (s *topicSet) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.tell()
+	for name, t := range s.topics { // Nobody else knows s yet.
+		s.table = s.table.with(name, t.shape())
+	}
+	s.changed(s.table, s.names()...)
 	for _, t := range s.config.topics {
 		if err := s.create(ctx, t.Name, t.Partitions, t.Config); err != nil && !errors.Is(err, ErrTopicExists) {
 			return err
@@ -159,7 +165,7 @@ func (s *topicSet) publish(t, old *topic) error {
 	}
 	s.mu.Unlock()
 	if !closed {
-		s.tell()
+		s.tell(t.stored.Name)
 		return nil
 	}
 	// close has closed what old has; the rest was opened meanwhile.
@@ -229,7 +235,7 @@ func (s *topicSet) remove(ctx context.Context, name string) error {
 		}
 		deleted := s.storage.DeleteTopic(ctx, name)
 		if deleted == nil {
-			s.tell()
+			s.tell(name)
 			return err
 		}
 		// Everything is still there, and has to be found again.
@@ -240,9 +246,9 @@ func (s *topicSet) remove(ctx context.Context, name string) error {
 			failed = s.publish(back, nil)
 		case errors.Is(failed, ErrTopicNotFound):
 			failed = nil // It is gone all the same.
-			s.tell()
+			s.tell(name)
 		default:
-			s.tell()
+			s.tell(name)
 		}
 		return errors.Join(deleted, failed)
 	})
@@ -294,16 +300,18 @@ func (s *topicSet) log(tp TopicPartition) (l PartitionLog, topicID string) {
 	return p.log, t.stored.ID
 }
 
-// tell says which topics there are. It is called by whoever changes them, alone.
-func (s *topicSet) tell() {
-	s.mu.RLock()
-	topics := make(topicTable, len(s.topics))
-	for name, t := range s.topics {
-		topics[name] = topicShape{t.stored.ID, t.stored.Partitions}
+// tell says that a topic is another than before, or gone. It is called by whoever changes
+// topics, alone.
+func (s *topicSet) tell(name string) {
+	if t, err := s.get(name); err == nil {
+		s.table = s.table.with(name, t.shape())
+	} else {
+		s.table = s.table.without(name)
 	}
-	s.mu.RUnlock()
-	s.changed(topics)
+	s.changed(s.table, name)
 }
+
+func (t *topic) shape() topicShape { return topicShape{t.stored.ID, t.stored.Partitions} }
 
 // names returns the topics in order.
 func (s *topicSet) names() []string {

@@ -38,7 +38,7 @@ func cutStorage(t testing.TB, s Storage, to int64) {
 	m := s.(*memoryStorage)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.logs[memoryKey{m.topics[faultTopic].ID, 0}].cut(to)
+	m.logs[m.topics[faultTopic].ID][0].cut(to)
 }
 
 // phoenix is a broker that can be replaced by another over the same storage.

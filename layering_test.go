@@ -132,6 +132,7 @@ var layerOrder = []string{
 	"broker_datadir_check.go",
 	"broker_assign.go",
 	"broker_assign_sticky.go",
+	"broker_topic_table.go",
 	"broker_group.go",
 	"broker_membership.go",
 	"broker_group_state.go",
