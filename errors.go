@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 )
 
 // Conditions to branch on with errors.Is. What a broker answers is wrapped in a
@@ -396,6 +397,19 @@ func (e *waitError) Unwrap() []error {
 
 // Timeout tells callers that look for net.Error's method.
 func (e *waitError) Timeout() bool { return errors.Is(e.end, context.DeadlineExceeded) }
+
+// deliveryTimeout is the end of a wait that WithDeliveryTimeout has bounded, and not a context
+// of the application's: for errors.Is it is context.DeadlineExceeded all the same.
+type deliveryTimeout time.Duration
+
+func (d deliveryTimeout) Error() string {
+	return "the delivery timeout of " + time.Duration(d).String() + " is over"
+}
+
+func (deliveryTimeout) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// Timeout tells callers that look for net.Error's method.
+func (deliveryTimeout) Timeout() bool { return true }
 
 // endOf says why ctx has ended: with its cause, if it was given one.
 func endOf(ctx context.Context) error {

@@ -424,8 +424,8 @@ func WithRetryBackoff(d time.Duration) ProducerOption {
 }
 
 // WithDeliveryTimeout bounds a send from the call to its result, whatever happens
-// in between: connecting, waiting, retries (default 1m). A context that ends
-// earlier ends it earlier.
+// in between: connecting, waiting, retries (default 1m). The error is then
+// context.DeadlineExceeded for errors.Is. A context that ends earlier ends it earlier.
 func WithDeliveryTimeout(d time.Duration) ProducerOption {
 	return producerOption(func(c *config) { c.deliveryTimeout = d })
 }
