@@ -59,7 +59,7 @@ func TestBrokerOptionLimits(t *testing.T) {
 	}{
 		{WithTopic("a b", 1), `WithTopic("a b")`},
 		{WithTopic("", 1), `WithTopic("")`},
-		{WithTopic("..", 1), `WithTopic("..")`},
+		{WithTopic("..", 1), `WithTopic(".."): want 1 to 249 of A-Z a-z 0-9 . _ -, and neither . nor ..`},
 		{WithTopic("a", 0), `WithTopic("a", 0)`},
 		{WithTopic("a", maxTopicPartitions+1), `WithTopic("a", 10001)`},
 		{WithAutoCreateTopics(-1), "WithAutoCreateTopics(-1)"},
@@ -96,6 +96,7 @@ func TestHandleOptionLimits(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalidRequest)
 	_, err = c.PartitionConsumer("demo", -1)
 	require.ErrorIs(t, err, ErrInvalidRequest)
+	require.ErrorContains(t, err, "partition -1: want 0 or more")
 }
 
 // What an option fits is a matter of its type, so that the compiler checks it.
