@@ -202,12 +202,19 @@ func (e *noBrokerError) Unwrap() []error { return []error{ErrNoBroker, e.last} }
 type ConsumerError struct {
 	Topic     string
 	Partition int32
-	Offset    int64 // of the next message that would have been read
+	Offset    int64 // of the next message that would have been read; -1 or OffsetOldest while it is not known
 	Err       error
 }
 
 func (e *ConsumerError) Error() string {
-	return fmt.Sprintf("robust: consume %s/%d at offset %d: %s", e.Topic, e.Partition, e.Offset, trimPrefix(e.Err))
+	at := ""
+	switch {
+	case e.Offset >= 0:
+		at = fmt.Sprintf(" at offset %d", e.Offset)
+	case e.Offset == OffsetOldest:
+		at = " at the oldest offset"
+	}
+	return fmt.Sprintf("robust: consume %s/%d%s: %s", e.Topic, e.Partition, at, trimPrefix(e.Err))
 }
 
 // Unwrap returns the cause.

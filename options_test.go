@@ -99,6 +99,17 @@ func TestHandleOptionLimits(t *testing.T) {
 	require.ErrorContains(t, err, "partition -1: want 0 or more")
 }
 
+// Positions that are no numbers are not told as numbers.
+func TestConsumerErrorText(t *testing.T) {
+	for offset, want := range map[int64]string{
+		OffsetOldest: "robust: consume t/3 at the oldest offset: topic not found",
+		offsetNone:   "robust: consume t/3: topic not found",
+		0:            "robust: consume t/3 at offset 0: topic not found",
+	} {
+		require.EqualError(t, &ConsumerError{Topic: "t", Partition: 3, Offset: offset, Err: ErrTopicNotFound}, want)
+	}
+}
+
 // What an option fits is a matter of its type, so that the compiler checks it.
 func TestOptionsFit(t *testing.T) {
 	fits := func(o any) (client, producer, consumer, broker bool) {
