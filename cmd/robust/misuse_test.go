@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -32,6 +33,21 @@ func TestWrongValues(t *testing.T) {
 	o := robustWith(t, "127.0.0.1:1", "", "produce", "orders", writeFile(t, "a\n"), dir)
 	require.Equal(t, exitUsage, o.code, o.stderr)
 	require.Contains(t, o.stderr, dir+" is a directory")
+}
+
+// TestAskedForHelp: what newcomers type is what they mean.
+func TestAskedForHelp(t *testing.T) {
+	t.Parallel()
+	for asked, same := range map[string]string{
+		"help":              "--help",
+		"help consume":      "consume --help",
+		"help topic create": "topic create --help",
+		"version":           "--version",
+	} {
+		want := succeed(t, "127.0.0.1:1", "", strings.Fields(same)...)
+		require.NotEmpty(t, want)
+		require.Equal(t, want, succeed(t, "127.0.0.1:1", "", strings.Fields(asked)...), asked)
+	}
 }
 
 // TestWrongJSON: what is wrong with a line is told in its own terms, and nothing is sent that
