@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -48,6 +49,17 @@ func TestAskedForHelp(t *testing.T) {
 		require.NotEmpty(t, want)
 		require.Equal(t, want, succeed(t, "127.0.0.1:1", "", strings.Fields(asked)...), asked)
 	}
+}
+
+// TestRetentionInDays: days are a span here as they are for consume --from.
+func TestRetentionInDays(t *testing.T) {
+	t.Parallel()
+	var s span
+	require.NoError(t, s.UnmarshalText([]byte("3d12h")))
+	require.Equal(t, span(84*time.Hour), s)
+	require.Error(t, s.UnmarshalText([]byte("3")))
+	serve(t, "--retention", "3d", "--topic", "one")
+	requireUsage(t, map[string]string{"serve --retention 3x": `--retention: "3x" is no time such as 72h or 3d`})
 }
 
 // TestWrongJSON: what is wrong with a line is told in its own terms, and nothing is sent that
