@@ -192,7 +192,7 @@ func explain(a *app, err error) (code int, hint string) {
 		{robust.ErrOffsetOutOfRange, exitNotFound, "robust topic describe NAME shows the offsets"},
 		{robust.ErrTopicExists, exitConflict, "robust topic describe NAME shows it, --if-not-exists is content with it"},
 		{robust.ErrGroupNotEmpty, exitConflict, "stop its members first; robust group describe ID shows them"},
-		{robust.ErrDataDirInUse, exitConflict, "stop the broker that works there, or give another directory with --data"},
+		{robust.ErrDataDirInUse, exitConflict, "stop the broker that works there, or give another directory"},
 		{robust.ErrInvalidConfig, exitUsage, ""},
 		{robust.ErrInvalidRequest, exitUsage, ""},
 		{robust.ErrMessageTooLarge, exitUsage, "the broker's --max-frame and the topic's max.message.bytes bound messages"},
