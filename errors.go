@@ -304,7 +304,10 @@ type LogChangedError struct {
 func (e *LogChangedError) Error() string {
 	s := fmt.Sprintf("robust: the log has lost its end: messages from offset %d on, read up to %d, are gone", e.LostFrom, e.LostTo-1)
 	if e.MadeAnew {
-		s = fmt.Sprintf("robust: the topic was deleted and made anew: the messages below offset %d are gone", e.LostTo)
+		s = "robust: the topic was deleted and made anew"
+		if e.LostTo > 0 {
+			s += fmt.Sprintf(": the messages below offset %d are gone", e.LostTo)
+		}
 	}
 	if e.To >= 0 {
 		s += fmt.Sprintf(", went on at %d", e.To)

@@ -110,6 +110,12 @@ func TestConsumerErrorText(t *testing.T) {
 	}
 }
 
+// Nothing is said to be gone where nothing was read.
+func TestLogChangedErrorText(t *testing.T) {
+	require.EqualError(t, &LogChangedError{MadeAnew: true, To: 0}, "robust: the topic was deleted and made anew, went on at 0")
+	require.EqualError(t, &LogChangedError{MadeAnew: true, LostTo: 7, To: -1}, "robust: the topic was deleted and made anew: the messages below offset 7 are gone")
+}
+
 // What an option fits is a matter of its type, so that the compiler checks it.
 func TestOptionsFit(t *testing.T) {
 	fits := func(o any) (client, producer, consumer, broker bool) {
