@@ -187,8 +187,8 @@ func (p *AsyncProducer) takeFromInput(m *Message) {
 }
 
 // Successes returns the channel of messages that were stored, unless
-// [WithReturnSuccesses] is off. It has to be read: a result that is not counts for
-// [WithMaxBufferedBytes]. Close closes it.
+// [WithReturnSuccesses] is off. It has to be read: a result that is not, and for
+// which there is no room in the channel, counts for [WithMaxBufferedBytes]. Close closes it.
 func (p *AsyncProducer) Successes() <-chan *ProducerMessage { return p.successes.ch }
 
 // Errors returns the channel of messages that were not stored, or whose fate is unknown,
@@ -264,7 +264,9 @@ func (p *AsyncProducer) Close() error {
 }
 
 // Shutdown is Close with a bound of the caller's. When ctx ends first, what has no result
-// fails, and the error is an [*UndeliveredError] with the results that nobody has read.
+// fails, and the error is an [*UndeliveredError] with the results that nobody has read, but
+// for those that are in Successes and Errors by then, at most 256 each: they can still be
+// received there.
 func (p *AsyncProducer) Shutdown(ctx context.Context) error {
 	first := false
 	p.closed.Do(func() {

@@ -118,7 +118,8 @@ func TestAsyncDeliveryTimeout(t *testing.T) {
 							t.Errorf("message %d failed after %s", i, took)
 						}
 						var w *waitError
-						if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &w) || !w.Timeout() || !strings.Contains(err.Error(), "refused") {
+						if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &w) || !w.Timeout() || !strings.Contains(err.Error(), "refused") ||
+							!strings.Contains(err.Error(), "the delivery timeout of 30s is over") {
 							t.Errorf("message %d: %v", i, err)
 						}
 					}))

@@ -60,6 +60,19 @@ func RepairDataDir(ctx context.Context, dir string) (*DataDirReport, error) {
 	return inspectDataDir(ctx, osFilesOf(dir), dir, true)
 }
 
+// foreignDirError is a directory that no broker has made.
+type foreignDirError struct {
+	dir string
+	err error
+}
+
+func (e *foreignDirError) Error() string {
+	cause := strings.TrimPrefix(e.err.Error(), ErrStorage.Error()+": ")
+	return "robust: " + e.dir + " is not a data directory: " + cause
+}
+
+func (e *foreignDirError) Unwrap() error { return e.err }
+
 // inspector goes through a data directory.
 type inspector struct {
 	files  fileSystem
@@ -75,7 +88,7 @@ type inspector struct {
 func inspectDataDir(ctx context.Context, files fileSystem, dir string, repair bool) (*DataDirReport, error) {
 	report := &DataDirReport{}
 	if _, err := files.list(filepath.Join(dir, topicsName)); err != nil {
-		return report, fmt.Errorf("%s is not a data directory: %w", dir, storageError(err))
+		return report, &foreignDirError{dir, storageError(err)}
 	}
 	held, err := lockDataDir(files, dir, !repair)
 	if err != nil {

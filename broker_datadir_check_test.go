@@ -337,6 +337,15 @@ func TestDataDirFormats(t *testing.T) {
 	})
 }
 
+// What is no data directory is refused in one sentence.
+func TestCheckDataDirOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	_, err := CheckDataDir(t.Context(), dir)
+	require.ErrorIs(t, err, ErrStorage)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.EqualError(t, err, "robust: "+dir+" is not a data directory: open "+filepath.Join(dir, topicsName)+": no such file or directory")
+}
+
 // A crash may leave the directory of a topic that was being made.
 func TestCheckDataDirUnfinishedTopic(t *testing.T) {
 	dir := t.TempDir()

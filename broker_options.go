@@ -45,7 +45,7 @@ func (c *brokerConfig) validate() error {
 	}...)
 	for _, t := range c.topics {
 		rows = append(rows,
-			limit{"WithTopic", checkTopicName(t.Name) == nil, strconv.Quote(t.Name), "1 to 249 of A-Z a-z 0-9 . _ -"},
+			limit{"WithTopic", checkTopicName(t.Name) == nil, strconv.Quote(t.Name), topicNames},
 			limit{"WithTopic", t.Partitions > 0 && t.Partitions <= maxTopicPartitions, fmt.Sprintf("%q, %d", t.Name, t.Partitions), "1 to 10000 partitions"})
 	}
 	return checkLimits(rows)
@@ -161,7 +161,7 @@ func (c *brokerConfig) parseTopicConfig(config map[string]string) (topicConfig, 
 			low, high = 1, int64(c.maxFrameBytes/2)
 			t.maxMessage = int(v)
 		default:
-			return t, fmt.Errorf("%w: topic config %q is not known: want %s, %s, %s or %s", ErrInvalidConfig, shorten(key),
+			return t, fmt.Errorf("%w: topic config %q: want %s, %s, %s or %s", ErrInvalidConfig, shorten(key),
 				configRetentionHours, configRetentionBytes, configSegmentBytes, configMaxMessage)
 		}
 		if err != nil || v < low || v > high {

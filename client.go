@@ -338,6 +338,7 @@ type retryPolicy struct {
 	faults   int           // tries after a connection fault; -1: until the deadline
 	backoff  backoff       // after refusals
 	deadline time.Time     // zero: none
+	limit    time.Duration // the delivery timeout that is over at the deadline
 	stop     chan struct{} // ends waits when closed; nil: never
 	onRetry  func(error)   // called before each wait; may be nil
 }
@@ -352,7 +353,7 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 			left = time.Until(p.deadline)
 		}
 		if left <= 0 {
-			return &waitError{what: p.what(), state: c.pool.state().String(), end: context.DeadlineExceeded}
+			return &waitError{what: p.what(), state: c.pool.state().String(), end: deliveryTimeout(p.limit)}
 		}
 		err := try(left)
 		if err == nil {
@@ -372,7 +373,7 @@ func (c *Client) retry(ctx context.Context, p retryPolicy, try func(left time.Du
 			return err
 		}
 		if !p.deadline.IsZero() && time.Until(p.deadline) <= wait {
-			return &waitError{what: p.what(), state: c.pool.state().String(), end: context.DeadlineExceeded, last: err}
+			return &waitError{what: p.what(), state: c.pool.state().String(), end: deliveryTimeout(p.limit), last: err}
 		}
 		if p.onRetry != nil {
 			p.onRetry(err)

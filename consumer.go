@@ -38,7 +38,7 @@ func (c *Client) PartitionConsumer(topic string, partition int32, opts ...Consum
 		return nil, err
 	}
 	if partition < 0 {
-		return nil, fmt.Errorf("%w: partition %d", ErrInvalidRequest, partition)
+		return nil, fmt.Errorf("%w: partition %d: want 0 or more", ErrInvalidRequest, partition)
 	}
 	notices := newNotices(c.noticeDropped)
 	p := newPartitionConsumer(c, cfg, TopicPartition{topic, partition}, func(e *ConsumerError) { notices.add(e) })

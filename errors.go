@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 )
 
 // Conditions to branch on with errors.Is. What a broker answers is wrapped in a
@@ -201,12 +202,19 @@ func (e *noBrokerError) Unwrap() []error { return []error{ErrNoBroker, e.last} }
 type ConsumerError struct {
 	Topic     string
 	Partition int32
-	Offset    int64 // of the next message that would have been read
+	Offset    int64 // of the next message that would have been read; -1 or OffsetOldest while it is not known
 	Err       error
 }
 
 func (e *ConsumerError) Error() string {
-	return fmt.Sprintf("robust: consume %s/%d at offset %d: %s", e.Topic, e.Partition, e.Offset, trimPrefix(e.Err))
+	at := ""
+	switch {
+	case e.Offset >= 0:
+		at = fmt.Sprintf(" at offset %d", e.Offset)
+	case e.Offset == OffsetOldest:
+		at = " at the oldest offset"
+	}
+	return fmt.Sprintf("robust: consume %s/%d%s: %s", e.Topic, e.Partition, at, trimPrefix(e.Err))
 }
 
 // Unwrap returns the cause.
@@ -296,7 +304,10 @@ type LogChangedError struct {
 func (e *LogChangedError) Error() string {
 	s := fmt.Sprintf("robust: the log has lost its end: messages from offset %d on, read up to %d, are gone", e.LostFrom, e.LostTo-1)
 	if e.MadeAnew {
-		s = fmt.Sprintf("robust: the topic was deleted and made anew: the messages below offset %d are gone", e.LostTo)
+		s = "robust: the topic was deleted and made anew"
+		if e.LostTo > 0 {
+			s += fmt.Sprintf(": the messages below offset %d are gone", e.LostTo)
+		}
 	}
 	if e.To >= 0 {
 		s += fmt.Sprintf(", went on at %d", e.To)
@@ -396,6 +407,19 @@ func (e *waitError) Unwrap() []error {
 
 // Timeout tells callers that look for net.Error's method.
 func (e *waitError) Timeout() bool { return errors.Is(e.end, context.DeadlineExceeded) }
+
+// deliveryTimeout is the end of a wait that WithDeliveryTimeout has bounded, and not a context
+// of the application's: for errors.Is it is context.DeadlineExceeded all the same.
+type deliveryTimeout time.Duration
+
+func (d deliveryTimeout) Error() string {
+	return "the delivery timeout of " + time.Duration(d).String() + " is over"
+}
+
+func (deliveryTimeout) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// Timeout tells callers that look for net.Error's method.
+func (deliveryTimeout) Timeout() bool { return true }
 
 // endOf says why ctx has ended: with its cause, if it was given one.
 func endOf(ctx context.Context) error {

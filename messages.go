@@ -409,6 +409,8 @@ func (*deleteRecordsRequest) kind() requestType { return requestDeleteRecords }
 const (
 	// maxNameBytes is how long the names of topics, groups and nodes may be.
 	maxNameBytes = 249
+	// topicNames is what checkTopicName takes, in words.
+	topicNames = "1 to 249 of A-Z a-z 0-9 . _ -, and neither . nor .."
 	// maxTopicPartitions is how many partitions a topic may have.
 	maxTopicPartitions = 10_000
 )
@@ -425,7 +427,7 @@ func checkTopicName(name string) error {
 		}
 	}
 	if !ok {
-		return fmt.Errorf("%w: topic name %q: want 1 to %d of A-Z a-z 0-9 . _ -", ErrInvalidRequest, shorten(name), maxNameBytes)
+		return fmt.Errorf("%w: topic name %q: want %s", ErrInvalidRequest, shorten(name), topicNames)
 	}
 	return nil
 }

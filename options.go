@@ -417,8 +417,8 @@ func WithMaxFetchedBytes(n int) Option {
 
 // WithRetries sets how often a message that a broker refused, and that it may yet
 // take, is sent again (default 3). Zero sends once. Connections that break do not
-// count: the message is sent again until [WithDeliveryTimeout], and may then be
-// stored twice if the answer was what got lost.
+// count: the message is sent again until [WithDeliveryTimeout]. If the answer was what got
+// lost, a broker that does not recognise it, an older one, stores it twice.
 func WithRetries(n int) ProducerOption {
 	return producerOption(func(c *config) { c.retries = n })
 }
@@ -430,8 +430,8 @@ func WithRetryBackoff(d time.Duration) ProducerOption {
 }
 
 // WithDeliveryTimeout bounds a send from the call to its result, whatever happens
-// in between: connecting, waiting, retries (default 1m). A context that ends
-// earlier ends it earlier.
+// in between: connecting, waiting, retries (default 1m). The error is then
+// context.DeadlineExceeded for errors.Is. A context that ends earlier ends it earlier.
 func WithDeliveryTimeout(d time.Duration) ProducerOption {
 	return producerOption(func(c *config) { c.deliveryTimeout = d })
 }
@@ -478,7 +478,8 @@ func WithFlushPolicy(policy func(PendingBatch) bool) AsyncOption {
 
 // WithMaxBufferedBytes bounds the messages that a producer has taken and whose results are
 // not there, or not read: their [Message.Size] and 128 bytes for each (default 64 MiB).
-// Who sends more waits, and nothing is dropped.
+// The 256 results that each of the channels Successes and Errors holds do not count. Who
+// sends more waits, and nothing is dropped.
 func WithMaxBufferedBytes(n int) AsyncOption {
 	return asyncOption(func(c *config) { c.maxBufferedBytes = n })
 }

@@ -64,7 +64,7 @@ func TestBrokerOptionLimits(t *testing.T) {
 	}{
 		{WithTopic("a b", 1), `WithTopic("a b")`},
 		{WithTopic("", 1), `WithTopic("")`},
-		{WithTopic("..", 1), `WithTopic("..")`},
+		{WithTopic("..", 1), `WithTopic(".."): want 1 to 249 of A-Z a-z 0-9 . _ -, and neither . nor ..`},
 		{WithTopic("a", 0), `WithTopic("a", 0)`},
 		{WithTopic("a", maxTopicPartitions+1), `WithTopic("a", 10001)`},
 		{WithAutoCreateTopics(-1), "WithAutoCreateTopics(-1)"},
@@ -101,6 +101,24 @@ func TestHandleOptionLimits(t *testing.T) {
 	require.ErrorIs(t, err, ErrInvalidRequest)
 	_, err = c.PartitionConsumer("demo", -1)
 	require.ErrorIs(t, err, ErrInvalidRequest)
+	require.ErrorContains(t, err, "partition -1: want 0 or more")
+}
+
+// Positions that are no numbers are not told as numbers.
+func TestConsumerErrorText(t *testing.T) {
+	for offset, want := range map[int64]string{
+		OffsetOldest: "robust: consume t/3 at the oldest offset: topic not found",
+		offsetNone:   "robust: consume t/3: topic not found",
+		0:            "robust: consume t/3 at offset 0: topic not found",
+	} {
+		require.EqualError(t, &ConsumerError{Topic: "t", Partition: 3, Offset: offset, Err: ErrTopicNotFound}, want)
+	}
+}
+
+// Nothing is said to be gone where nothing was read.
+func TestLogChangedErrorText(t *testing.T) {
+	require.EqualError(t, &LogChangedError{MadeAnew: true, To: 0}, "robust: the topic was deleted and made anew, went on at 0")
+	require.EqualError(t, &LogChangedError{MadeAnew: true, LostTo: 7, To: -1}, "robust: the topic was deleted and made anew: the messages below offset 7 are gone")
 }
 
 // What an option fits is a matter of its type, so that the compiler checks it.

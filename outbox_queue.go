@@ -253,7 +253,7 @@ func (q *outQueue) expireLocked(limit time.Duration, state string, left func(*en
 			}
 			if len(late) > 0 {
 				f := q.box.tellingLocked(q.of(), late, b.wave)
-				f.fail(&waitError{what: sendNameOf(q.topic.name, q.partition), state: state, end: context.DeadlineExceeded, last: b.last})
+				f.fail(&waitError{what: sendNameOf(q.topic.name, q.partition), state: state, end: deliveryTimeout(q.box.cfg.deliveryTimeout), last: b.last})
 				failed = append(failed, f)
 			}
 		}

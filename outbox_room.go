@@ -35,7 +35,7 @@ func (o *outbox) takeRoomLocked(ctx context.Context, m *Message, need int64, at 
 	case <-ctx.Done():
 		end = endOf(ctx)
 	case <-timeout.C:
-		end = context.DeadlineExceeded
+		end = deliveryTimeout(o.cfg.deliveryTimeout)
 	case <-o.ctx.Done():
 		end = ErrClosed
 	}

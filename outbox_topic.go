@@ -356,7 +356,7 @@ func (o *outbox) expireStagedLocked(t *outTopic, limit time.Duration, state stri
 	rest, wave := t.staged[n:], t.wave
 	t.staged = t.staged[:n]
 	b := o.unstageLocked(t, func() error {
-		return &waitError{what: "send to " + t.name, state: state, end: context.DeadlineExceeded, last: t.last}
+		return &waitError{what: "send to " + t.name, state: state, end: deliveryTimeout(o.cfg.deliveryTimeout), last: t.last}
 	})
 	t.staged = rest
 	if len(rest) == 0 {

@@ -200,9 +200,9 @@ func (p *SyncProducer) send(ctx context.Context, m *Message, start time.Time) (R
 		what: func() string { return sendName(m) }, topic: m.Topic,
 		refusals: p.cfg.retries, faults: -1,
 		backoff:  backoff{p.cfg.retryBackoff, p.cfg.deliveryTimeout},
-		deadline: start.Add(p.cfg.deliveryTimeout),
-		stop:     p.closing,
-		onRetry:  p.client.metrics.Producer.recordRetry,
+		deadline: start.Add(p.cfg.deliveryTimeout), limit: p.cfg.deliveryTimeout,
+		stop:    p.closing,
+		onRetry: p.client.metrics.Producer.recordRetry,
 	}
 	var receipt Receipt
 	err = p.client.retry(ctx, policy, func(left time.Duration) error {

@@ -136,15 +136,23 @@ func (n *notices) tell(w io.Writer, err error) {
 	fmt.Fprintln(w, "robust:", text)
 }
 
+// waitingForOne tells a notice from the error that ends a command.
+const waitingForOne = "; waiting for one"
+
 // noticeText leaves out for what a connection was used that has failed: many partitions may
 // be read by one.
 func noticeText(err error) string {
 	var conn *robust.ConnError
 	switch {
+	case !errors.As(err, &conn) && errors.Is(err, robust.ErrNoBroker):
+		return errText(err) + waitingForOne
 	case !errors.As(err, &conn):
 		return errText(err)
 	case errors.Is(err, robust.ErrNoBroker):
-		return errText(robust.ErrNoBroker) + ": " + errText(conn)
+		return errText(robust.ErrNoBroker) + ": " + errText(conn) + waitingForOne
+	}
+	if conn.Op == "dial" {
+		return errText(conn) + waitingForOne
 	}
 	return errText(conn)
 }
@@ -184,7 +192,7 @@ func explain(a *app, err error) (code int, hint string) {
 		{robust.ErrOffsetOutOfRange, exitNotFound, "robust topic describe NAME shows the offsets"},
 		{robust.ErrTopicExists, exitConflict, "robust topic describe NAME shows it, --if-not-exists is content with it"},
 		{robust.ErrGroupNotEmpty, exitConflict, "stop its members first; robust group describe ID shows them"},
-		{robust.ErrDataDirInUse, exitConflict, "stop the broker that works there, or give another directory with --data"},
+		{robust.ErrDataDirInUse, exitConflict, "stop the broker that works there, or give another directory"},
 		{robust.ErrInvalidConfig, exitUsage, ""},
 		{robust.ErrInvalidRequest, exitUsage, ""},
 		{robust.ErrMessageTooLarge, exitUsage, "the broker's --max-frame and the topic's max.message.bytes bound messages"},

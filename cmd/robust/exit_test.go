@@ -54,7 +54,7 @@ func TestNotices(t *testing.T) {
 			time.Sleep(time.Second) //nolint:forbidigo // Time is the bubble's.
 		}
 		told.tell(&out, robust.ErrUnavailable)
-		require.Equal(t, "robust: no broker can be reached\nrobust: no broker can be reached\nrobust: broker is shutting down\n", out.String())
+		require.Equal(t, strings.Repeat("robust: no broker can be reached; waiting for one\n", 2)+"robust: broker is shutting down\n", out.String())
 	})
 }
 
@@ -71,7 +71,7 @@ func TestNoticesOfOneCause(t *testing.T) {
 	}
 	told.tell(&out, errors.New("robust: consume t/0 at offset 7: offset 7 is out of range"))
 	require.Equal(t, "robust: read b:1: broker closed the connection\n"+
-		"robust: no broker can be reached: read b:1: broker closed the connection\n"+
+		"robust: no broker can be reached: read b:1: broker closed the connection; waiting for one\n"+
 		"robust: consume t/0 at offset 7: offset 7 is out of range\n", out.String())
 }
 

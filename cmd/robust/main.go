@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -71,7 +72,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr *os
 		return exitUsage
 	}
 	completeWords(parser)
-	parsed, err := parser.Parse(args)
+	parsed, err := parser.Parse(asFlags(args))
 	if err != nil {
 		return reportUsage(stderr, err)
 	}
@@ -80,6 +81,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr *os
 		brokers: c.Brokers, timeout: c.Timeout, json: c.Output == "json", verbose: c.Verbose,
 	}
 	return report(stderr, a, parsed.Run(a))
+}
+
+// asFlags has help and version mean the flags of these names.
+func asFlags(args []string) []string {
+	switch {
+	case len(args) > 0 && args[0] == "help":
+		return append(slices.Clone(args[1:]), "--help")
+	case len(args) == 1 && args[0] == "version":
+		return []string{"--version"}
+	}
+	return args
 }
 
 // reportUsage says what is wrong with the command line and where to read on.

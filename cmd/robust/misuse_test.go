@@ -2,7 +2,9 @@ package main
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -32,6 +34,32 @@ func TestWrongValues(t *testing.T) {
 	o := robustWith(t, "127.0.0.1:1", "", "produce", "orders", writeFile(t, "a\n"), dir)
 	require.Equal(t, exitUsage, o.code, o.stderr)
 	require.Contains(t, o.stderr, dir+" is a directory")
+}
+
+// TestAskedForHelp: what newcomers type is what they mean.
+func TestAskedForHelp(t *testing.T) {
+	t.Parallel()
+	for asked, same := range map[string]string{
+		"help":              "--help",
+		"help consume":      "consume --help",
+		"help topic create": "topic create --help",
+		"version":           "--version",
+	} {
+		want := succeed(t, "127.0.0.1:1", "", strings.Fields(same)...)
+		require.NotEmpty(t, want)
+		require.Equal(t, want, succeed(t, "127.0.0.1:1", "", strings.Fields(asked)...), asked)
+	}
+}
+
+// TestRetentionInDays: days are a span here as they are for consume --from.
+func TestRetentionInDays(t *testing.T) {
+	t.Parallel()
+	var s span
+	require.NoError(t, s.UnmarshalText([]byte("3d12h")))
+	require.Equal(t, span(84*time.Hour), s)
+	require.Error(t, s.UnmarshalText([]byte("3")))
+	serve(t, "--retention", "3d", "--topic", "one")
+	requireUsage(t, map[string]string{"serve --retention 3x": `--retention: "3x" is no time such as 72h or 3d`})
 }
 
 // TestWrongJSON: what is wrong with a line is told in its own terms, and nothing is sent that

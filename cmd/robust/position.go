@@ -51,6 +51,21 @@ func (p *position) UnmarshalText(raw []byte) error {
 	return fmt.Errorf("%q is none of %s", text, positionHelp)
 }
 
+// span is a time as the command line takes it where days are usual.
+type span time.Duration
+
+var _ encoding.TextUnmarshaler = (*span)(nil)
+
+// UnmarshalText reads what parseSpan does.
+func (s *span) UnmarshalText(text []byte) error {
+	d, err := parseSpan(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is no time such as 72h or 3d", text)
+	}
+	*s = span(d)
+	return nil
+}
+
 // parseSpan reads what time.ParseDuration does, with days of 24 hours before it.
 func parseSpan(text string) (time.Duration, error) {
 	days, rest, found := strings.Cut(text, "d")

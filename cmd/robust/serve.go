@@ -19,7 +19,7 @@ type serveCmd struct {
 	Advertise      string        `env:"ROBUST_ADVERTISE" placeholder:"HOST:PORT" help:"Address that clients are told, where it is not the one they came to (${env})."`
 	Data           string        `type:"path" env:"ROBUST_DATA" placeholder:"DIR" help:"Directory for topics, messages and groups; without it they are in memory and gone with the broker (${env})."`
 	Sync           syncFlag      `default:"1s" env:"ROBUST_SYNC" placeholder:"always|never|TIME" help:"When what was written is forced to the disk: always, never, or so often (${env})."`
-	Retention      time.Duration `default:"168h" env:"ROBUST_RETENTION" help:"How long messages are kept; 0 for ever (${env})."`
+	Retention      span          `default:"168h" placeholder:"168h" env:"ROBUST_RETENTION" help:"How long messages are kept, such as 72h or 3d; 0 for ever (${env})."`
 	RetentionBytes int64         `default:"0" env:"ROBUST_RETENTION_BYTES" help:"Bytes that are kept of each partition; 0 sets no limit (${env})."`
 	Topic          []topicSpec   `env:"ROBUST_TOPICS" placeholder:"NAME[:N]" help:"Topics to create if they are not there, with so many partitions (${env})."`
 	AutoCreate     int32         `default:"0" env:"ROBUST_AUTO_CREATE" placeholder:"N" help:"Partitions of a topic that the first message to it creates; 0 creates none (${env})."`
@@ -96,7 +96,7 @@ func (c *serveCmd) options(logger *slog.Logger) []robust.BrokerOption {
 	opts := []robust.BrokerOption{
 		robust.WithLogger(logger),
 		robust.WithSync(c.Sync.policy),
-		robust.WithRetention(c.Retention, c.RetentionBytes),
+		robust.WithRetention(time.Duration(c.Retention), c.RetentionBytes),
 		robust.WithAutoCreateTopics(c.AutoCreate),
 		robust.WithConnectionLimit(c.MaxConnections),
 		robust.WithMaxFrameBytes(c.MaxFrame),

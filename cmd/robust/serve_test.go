@@ -86,6 +86,7 @@ func TestLogCheckRepair(t *testing.T) {
 	}
 	o := robustWith(t, "", "", "log", "check", dir)
 	require.Equal(t, exitConflict, o.code)
+	require.NotContains(t, o.stderr, "--data", "the command has no such flag")
 	s.stop(t)
 	require.Contains(t, succeed(t, "", "", "log", "check", dir), "nothing is damaged")
 
