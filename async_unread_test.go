@@ -132,6 +132,16 @@ func writingTo(c *Client) *conn {
 	return nil
 }
 
+// littleDial has the system hold little of what is written and not read: by itself it may take
+// some megabytes, all that a producer has under way.
+func littleDial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.(*net.TCPConn).SetWriteBuffer(32 << 10)
+}
+
 // TestCloseWhileUnreadTCP is the same over real connections, whose buffers are full.
 func TestCloseWhileUnreadTCP(t *testing.T) {
 	for _, plain := range []bool{true, false} {
@@ -141,7 +151,7 @@ func TestCloseWhileUnreadTCP(t *testing.T) {
 			require.NoError(t, err)
 			proxy := newFaultProxy(t, nil, deaf(t, plain))
 			proxy.upstream = new(net.Dialer).DialContext
-			c, err := New(WithBrokers(proxy.listen(t, addr.String())), WithLogger(nil))
+			c, err := New(WithBrokers(proxy.listen(t, addr.String())), WithLogger(nil), clientOption(func(c *config) { c.dial = littleDial }))
 			require.NoError(t, err)
 			p, told, n := unreadSends(t, c, 16)
 			// What is written stays as it is for a while.
