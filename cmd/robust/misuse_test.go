@@ -13,7 +13,7 @@ import (
 func TestWrongValues(t *testing.T) {
 	t.Parallel()
 	requireUsage(t, map[string]string{
-		"ping -b nowhere":                         "--brokers([nowhere])",
+		"ping -b nowhere":                         `--brokers(["nowhere"])`,
 		"ping --timeout 0s":                       "--timeout(0s)",
 		"serve --retention=-5s":                   "--retention",
 		"serve --retention-bytes=-5":              "--retention-bytes",
